@@ -1,0 +1,251 @@
+// batchnorm/core.hpp - batch normalization, forward and backward, for engines.
+//
+// Every function here is noexcept, reports through a Status, works on memory that the caller owns and can run on the
+// caller's workspace and threads: nothing prints, aborts or, when a workspace is given, allocates. The header needs
+// C++17 and works under -fno-exceptions -fno-rtti. The functions are in namespace batchnorm::core;
+// <batchnorm/batchnorm.hpp> has the same ones in namespace batchnorm, throwing.
+//
+// For x with kept axes A (the axes that keep their own statistics; the channel axis in the usual case) and M values
+// per statistic, over the other axes (Ioffe and Szegedy, 2015, arXiv:1502.03167):
+//
+//     mean = sum(x) / M        var = sum((x - mean)^2) / M        inv_std = 1 / sqrt(var + eps)
+//     y    = (x - mean) * inv_std * gamma + beta
+//
+// and for a loss L with dy = dL/dy and xhat = (x - mean) * inv_std:
+//
+//     dbeta = sum(dy)          dgamma = sum(dy * xhat)
+//     dx    = gamma * inv_std * (dy - dbeta / M - xhat * dgamma / M)
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#if defined(_WIN32)
+#define BATCHNORM_API
+#else
+#define BATCHNORM_API __attribute__((visibility("default")))
+#endif
+
+namespace batchnorm {
+
+// ---------------------------------------------------------------------------------------------------------- status
+
+enum class Code : std::uint8_t {
+    ok,
+    invalid_value,  // a size, an axis, a number, an overlap
+    invalid_type,   // an element type that the argument cannot have
+    unavailable,    // BATCHNORM_ISA names an instruction set that this processor or build does not have
+    out_of_memory,  // no workspace was given and none could be allocated
+};
+
+// What went wrong: the function, the argument, what it got and what would fit. When a check fails nothing was written.
+struct Status {
+    Code code = Code::ok;
+    char message[255];
+
+    Status() noexcept { message[0] = '\0'; }
+    bool ok() const noexcept { return code == Code::ok; }
+};
+
+// ----------------------------------------------------------------------------------------------------------- views
+
+inline constexpr int max_rank = 8;
+
+enum class DType : std::uint8_t { f32, f64 };
+
+constexpr std::int64_t item_size(DType dtype) noexcept { return dtype == DType::f32 ? 4 : 8; }
+
+// A tensor as the user has it, not owned. Strides are in bytes, as NumPy's, so that a field of a packed record is a
+// view too; they may be negative or, for what is only read, zero. data need not be aligned.
+template <class Pointer>
+struct BasicView {
+    Pointer* data = nullptr;
+    DType dtype = DType::f32;
+    int rank = 0;
+    std::int64_t shape[max_rank] = {};
+    std::int64_t stride[max_rank] = {};
+};
+using View = BasicView<const void>;
+using MutView = BasicView<void>;
+
+// One value for each combination of the kept axes: a view of their shape, in x's order, of either type. A view of
+// rank 0 is one value for all. Default-constructed (no data, rank 0) means absent: gamma 1, beta 0, not wanted.
+using Param = View;
+using MutParam = MutView;
+
+namespace detail {
+template <class Pointer>
+BasicView<Pointer> contiguous(Pointer* data, DType dtype, std::initializer_list<std::int64_t> shape) noexcept {
+    BasicView<Pointer> view;
+    view.data = data;
+    view.dtype = dtype;
+    // A rank beyond max_rank is kept as it is: the function that gets the view refuses it by name.
+    view.rank = static_cast<int>(shape.size());
+    if (view.rank > max_rank) return view;
+    std::int64_t stride = item_size(dtype);
+    for (int i = view.rank; i-- > 0;) {
+        view.shape[i] = shape.begin()[i];
+        view.stride[i] = stride;
+        stride *= view.shape[i];
+    }
+    return view;
+}
+}  // namespace detail
+
+// Contiguous views in C order: view(data, {32, 64, 56, 56}).
+inline View view(const float* data, std::initializer_list<std::int64_t> shape) noexcept {
+    return detail::contiguous<const void>(data, DType::f32, shape);
+}
+inline View view(const double* data, std::initializer_list<std::int64_t> shape) noexcept {
+    return detail::contiguous<const void>(data, DType::f64, shape);
+}
+inline MutView view(float* data, std::initializer_list<std::int64_t> shape) noexcept {
+    return detail::contiguous<void>(data, DType::f32, shape);
+}
+inline MutView view(double* data, std::initializer_list<std::int64_t> shape) noexcept {
+    return detail::contiguous<void>(data, DType::f64, shape);
+}
+
+// The axes that keep their own statistics: 1 for NCHW, -1 for NHWC, {0, 1} for instance norm; {} keeps none.
+struct Axes {
+    int count = 0;
+    int axis[max_rank] = {};
+
+    Axes(int only) noexcept : count(1), axis{only} {}
+    Axes(std::initializer_list<int> list) noexcept {
+        for (int one : list) {
+            if (count < max_rank) axis[count] = one;
+            ++count;  // a count beyond max_rank is refused by the function that gets the axes
+        }
+    }
+};
+
+// ----------------------------------------------------------------------------------------------------- statistics
+
+// What forward writes for backward; members that are absent are not written. double keeps y and dx accurate where
+// |mean| is far above the standard deviation; float loses there what a float loses.
+struct MutStats {
+    MutParam mean, inv_std, var;  // var is biased: divided by M
+};
+struct Stats {
+    Param mean, inv_std;
+};
+
+// Statistics that merge: mean, m2 = sum((x - mean)^2) and the count behind them (one value for all, rank 0, or one
+// for each statistic).
+struct MutMoments {
+    MutParam mean, m2, count;
+};
+struct Moments {
+    Param mean, m2, count;
+};
+
+// The sums behind dgamma and dbeta, additive over parts of a batch: sum(dy) and sum(dy * (x - mean)).
+struct MutGradSums {
+    MutParam count, sum_dy, sum_dy_xmu;
+};
+struct GradSums {
+    Param count, sum_dy, sum_dy_xmu;
+};
+
+// --------------------------------------------------------------------------------------------------------- options
+
+// The embedder's own threads: run() calls task(state, i) once for each i in [0, tasks), on any threads, and returns
+// when all are done. The results do not depend on how many there are.
+struct Executor {
+    void* context = nullptr;
+    int threads = 0;
+    void (*run)(void* context, int tasks, void (*task)(void* state, int index), void* state) = nullptr;
+};
+
+// Scratch memory of at least workspace_bytes(); any alignment. Without it a function allocates and frees its own.
+struct Workspace {
+    void* data = nullptr;
+    std::size_t bytes = 0;
+};
+
+struct Options {
+    double eps = 1e-5;
+    int threads = 0;  // 0: as many as the work is worth, at most get_num_threads(); else exactly as many
+    Executor executor{};
+    Workspace workspace{};
+};
+
+// ------------------------------------------------------------------------------------------------------- functions
+
+// The functions below, for workspace_bytes().
+enum class Op : std::uint8_t {
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_inference,
+    batch_norm_inference_backward,
+    moments,
+    normalize,
+    grad_sums,
+    input_grad,
+};
+
+namespace core {
+
+// The workspace that op needs for any operands of x's shape, with the threads that options ask for.
+BATCHNORM_API Status workspace_bytes(Op op, const View& x, const Axes& axes, const Options& options,
+                                     std::size_t& bytes) noexcept;
+
+// Training forward. out may be x itself. Needs M >= 2; an empty x gives an empty out.
+BATCHNORM_API Status batch_norm(const View& x, const Axes& axes, const Param& gamma, const Param& beta,
+                                const MutView& out, const MutStats& saved, const Options& options = {}) noexcept;
+
+// Gradients of batch_norm. dx may be dy or x itself; dgamma and dbeta are written unless absent.
+BATCHNORM_API Status batch_norm_backward(const View& dy, const View& x, const Axes& axes, const Stats& saved,
+                                         const Param& gamma, const MutView& dx, const MutParam& dgamma,
+                                         const MutParam& dbeta, const Options& options = {}) noexcept;
+
+// Forward with given statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta.
+BATCHNORM_API Status batch_norm_inference(const View& x, const Axes& axes, const Param& mean, const Param& var,
+                                          const Param& gamma, const Param& beta, const MutView& out,
+                                          const Options& options = {}) noexcept;
+
+// Gradients of batch_norm_inference, in which mean and var are constants: dx = gamma * inv_std * dy.
+BATCHNORM_API Status batch_norm_inference_backward(const View& dy, const View& x, const Axes& axes, const Param& mean,
+                                                   const Param& var, const Param& gamma, const MutView& dx,
+                                                   const MutParam& dgamma, const MutParam& dbeta,
+                                                   const Options& options = {}) noexcept;
+
+// The two halves of batch_norm, for statistics that come from more than one tensor. Fused and split calls on the
+// same tensor give the same bits.
+BATCHNORM_API Status moments(const View& x, const Axes& axes, const MutMoments& out,
+                             const Options& options = {}) noexcept;
+BATCHNORM_API Status normalize(const View& x, const Axes& axes, const Moments& moments, const Param& gamma,
+                               const Param& beta, const MutView& out, const MutStats& saved,
+                               const Options& options = {}) noexcept;
+
+// The two halves of batch_norm_backward.
+BATCHNORM_API Status grad_sums(const View& dy, const View& x, const Axes& axes, const Stats& saved,
+                               const MutGradSums& out, const Options& options = {}) noexcept;
+BATCHNORM_API Status input_grad(const View& dy, const View& x, const Axes& axes, const Stats& saved,
+                                const GradSums& sums, const Param& gamma, const MutView& dx, const MutParam& dgamma,
+                                const MutParam& dbeta, const Options& options = {}) noexcept;
+
+BATCHNORM_API Status set_num_threads(int threads) noexcept;
+
+}  // namespace core
+
+// --------------------------------------------------------------------------------------------- process-wide settings
+
+BATCHNORM_API const char* version() noexcept;
+
+// The instruction set in use ("avx512"): the best that the processor has, or the one that BATCHNORM_ISA names; null,
+// and `unavailable` from every function, if BATCHNORM_ISA names one that is not there.
+BATCHNORM_API const char* isa() noexcept;
+// The i-th instruction set that this processor and build can run, best first; null past the end.
+BATCHNORM_API const char* available_isa(int i) noexcept;
+
+// The default thread count: core::set_num_threads(), else BATCHNORM_NUM_THREADS, else OMP_NUM_THREADS, the last two no
+// more than the processor affinity and the cgroup quota allow.
+BATCHNORM_API int get_num_threads() noexcept;
+
+// "OpenMP" or "POSIX threads".
+BATCHNORM_API const char* threading() noexcept;
+
+}  // namespace batchnorm

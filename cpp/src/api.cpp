@@ -1,0 +1,461 @@
+// The public functions: check, make the box, plan, run the stages.
+#include "isa.hpp"
+#include "plan.hpp"
+#include "stages.hpp"
+#include "status.hpp"
+#include "thread_count.hpp"
+#include "validate.hpp"
+
+namespace batchnorm {
+namespace {
+
+// The stages of a call, over all of its box.
+struct Run {
+    const Stages& stages;
+    const Plan& plan;
+    const Team& team;
+
+    // body(g, k, channels, worker) for every chunk of every block of channels, in memory order.
+    template <class Body>
+    void each_piece(const Body& body) const noexcept {
+        const int64_t blocks = count_blocks(plan.channel_block), chunks = stages.chunks.count();
+        parallel_for(team, stages.box.groups() * chunks * blocks, [&](int64_t task, int worker) {
+            const int64_t g = task / (chunks * blocks), k = task / blocks % chunks;
+            body(g, k, block_range(task % blocks, plan.channel_block), worker);
+        });
+    }
+
+    // body(g, channels, worker) for every block of channels.
+    template <class Body>
+    void each_block(int64_t block, const Body& body) const noexcept {
+        const int64_t blocks = count_blocks(block);
+        parallel_for(team, stages.box.groups() * blocks,
+                     [&](int64_t task, int worker) { body(task / blocks, block_range(task % blocks, block), worker); });
+    }
+
+    template <class Reduce, class Merge, class Apply>
+    void traverse(const Reduce& reduce, const Merge& merge, const Apply& apply) const noexcept {
+        if (plan.traversal == Traversal::slabs) {
+            each_block(plan.channel_block, [&](int64_t g, Range channels, int worker) {
+                for (int64_t k = 0; k < stages.chunks.count(); ++k) reduce(g, k, channels, worker);
+                merge(g, channels);
+                for (int64_t k = 0; k < stages.chunks.count(); ++k) apply(g, k, channels, worker);
+            });
+        } else {
+            each_piece(reduce);
+            each_block(merge_block, [&](int64_t g, Range channels, int) { merge(g, channels); });
+            each_piece(apply);
+        }
+    }
+
+  private:
+    // Channels that one task merges: whole cache lines of slots.
+    static constexpr int64_t merge_block = 64;
+
+    int64_t count_blocks(int64_t block) const noexcept { return (stages.box.channels() + block - 1) / block; }
+    Range block_range(int64_t i, int64_t block) const noexcept {
+        const int64_t begin = i * block, end = begin + block;
+        return {begin, end < stages.box.channels() ? end : stages.box.channels()};
+    }
+};
+
+constexpr auto nothing = [](int64_t, int64_t, Range, int) {};
+
+bool reduces(Op op) noexcept { return op != Op::batch_norm_inference && op != Op::normalize && op != Op::input_grad; }
+
+// Operands that op goes over twice.
+int tensors(Op op) noexcept { return op == Op::batch_norm || op == Op::moments ? 1 : 2; }
+
+// Finds the kernels, plans, gets the memory and calls body(run). The arguments are valid and x is not empty.
+template <class Body>
+Status execute(Op op, const Validator& valid, const View* const (&views)[roles], const Options& options,
+               const char* function, const Body& body) noexcept {
+    Status status;
+    const kernels::KernelTable* table = active_kernels(status);
+    if (!table) return status;
+
+    const Box box = canonicalize(views, valid.kept());
+    const Chunks chunks(box);
+    const Team team = make_team(options, box.elements());
+    const Plan plan = make_plan(box, chunks, tensors(op), team.threads);
+
+    Arena measure;
+    Memory(measure, box, chunks, team.threads, reduces(op));
+    if (options.workspace.data && options.workspace.bytes < measure.bytes())
+        return failure(Code::invalid_value, "%s: workspace has %zu bytes, expected at least %zu", function,
+                       options.workspace.bytes, measure.bytes());
+    const Scratch scratch(options.workspace, measure.bytes());
+    if (!scratch.data())
+        return failure(Code::out_of_memory, "%s: no memory for a workspace of %zu bytes", function, measure.bytes());
+
+    Arena arena(scratch.data());
+    const Memory memory(arena, box, chunks, team.threads, reduces(op));
+    const Stages stages{box, chunks, box.dtype == DType::f32 ? table->f32 : table->f64, memory};
+    body(Run{stages, plan, team});
+    return status;
+}
+
+// x with one value for each statistic: what has x's kept axes where x itself is empty.
+View one_value_each(const View& x, const bool (&kept)[max_rank]) noexcept {
+    View one = x;
+    for (int d = 0; d < x.rank; ++d)
+        if (!kept[d]) one.shape[d] = 1;
+    return one;
+}
+
+// What an empty x leaves: as of a constant channel, with no element behind it.
+void fill_empty(const MutStats& saved, double eps) noexcept {
+    fill(saved.mean, 0);
+    fill(saved.var, 0);
+    fill(saved.inv_std, 1 / __builtin_sqrt(eps));
+}
+
+void store_stats(const Box& box, const Memory& memory, const MutStats& saved) noexcept {
+    store_column(box, {memory.mean, 0}, saved.mean);
+    store_column(box, {memory.spread, 0}, saved.var);
+    store_column(box, {memory.inv_std, 0}, saved.inv_std);
+}
+
+// dgamma and dbeta, from sums that are already there.
+void store_param_grads(const Box& box, const Memory& memory, const MutParam& dgamma, const MutParam& dbeta) noexcept {
+    store_column(box, {memory.sum_dy, 0}, dbeta);
+    for (int64_t s = 0; s < box.statistics(); ++s) memory.sum_dy_xmu[s] *= memory.inv_std[s];
+    store_column(box, {memory.sum_dy_xmu, 0}, dgamma);
+}
+
+void check_saved(Validator& valid, const MutStats& saved) noexcept {
+    valid.stat_output("mean", saved.mean);
+    valid.stat_output("inv_std", saved.inv_std);
+    valid.stat_output("var", saved.var);
+}
+
+void check_param_grads(Validator& valid, const MutParam& dgamma, const MutParam& dbeta) noexcept {
+    valid.stat_output("dgamma", dgamma);
+    valid.stat_output("dbeta", dbeta);
+}
+
+}  // namespace
+
+// --------------------------------------------------------------------------------------------------------- forward
+
+Status core::batch_norm(const View& x, const Axes& axes, const Param& gamma, const Param& beta, const MutView& out,
+                        const MutStats& saved, const Options& options) noexcept {
+    Validator valid("batch_norm");
+    valid.x(x, axes);
+    valid.param("gamma", gamma, false);
+    valid.param("beta", beta, false);
+    valid.eps(options.eps);
+    valid.options(options);
+    valid.training();
+    valid.output("out", out);
+    valid.apart("out", out, "x", x);
+    valid.apart("out", out, "gamma", gamma);
+    valid.apart("out", out, "beta", beta);
+    check_saved(valid, saved);
+    if (!valid.ok()) return valid.status();
+    if (valid.empty()) return fill_empty(saved, options.eps), Status{};
+
+    const View written = as_input(out);
+    return execute(Op::batch_norm, valid, {&x, nullptr, &written}, options, "batch_norm", [&](const Run& run) {
+        const Stages& stages = run.stages;
+        const Memory& memory = stages.memory;
+        const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
+        const Column shift = load_column(stages.box, beta, 0, memory.beta);
+        const Column count{nullptr, static_cast<double>(valid.values())};
+        run.traverse(
+            [&](int64_t g, int64_t k, Range channels, int worker) { stages.reduce_moments(g, k, channels, worker); },
+            [&](int64_t g, Range channels) {
+                stages.merge_moments(g, channels);
+                stages.variance_from_m2(g, channels, count);
+                stages.inv_std_from_variance(g, channels, options.eps);
+                stages.normalize_coefficients(g, channels, scale, shift);
+            },
+            [&](int64_t g, int64_t k, Range channels, int worker) { stages.normalize(g, k, channels, worker); });
+        store_stats(stages.box, memory, saved);
+    });
+}
+
+Status core::moments(const View& x, const Axes& axes, const MutMoments& out, const Options& options) noexcept {
+    Validator valid("moments");
+    valid.x(x, axes);
+    valid.options(options);
+    valid.stat_output("mean", out.mean);
+    valid.stat_output("m2", out.m2);
+    valid.stat_output("count", out.count, true);
+    if (!valid.ok()) return valid.status();
+    fill(out.count, static_cast<double>(valid.values()));
+    if (valid.empty()) {
+        fill(out.mean, 0);
+        fill(out.m2, 0);
+        return {};
+    }
+
+    return execute(Op::moments, valid, {&x, nullptr, nullptr}, options, "moments", [&](const Run& run) {
+        const Stages& stages = run.stages;
+        run.traverse(
+            [&](int64_t g, int64_t k, Range channels, int worker) { stages.reduce_moments(g, k, channels, worker); },
+            [&](int64_t g, Range channels) { stages.merge_moments(g, channels); }, nothing);
+        store_column(stages.box, {stages.memory.mean, 0}, out.mean);
+        store_column(stages.box, {stages.memory.spread, 0}, out.m2);
+    });
+}
+
+Status core::normalize(const View& x, const Axes& axes, const Moments& moments, const Param& gamma, const Param& beta,
+                       const MutView& out, const MutStats& saved, const Options& options) noexcept {
+    Validator valid("normalize");
+    valid.x(x, axes);
+    valid.param("mean", moments.mean, true);
+    valid.param("m2", moments.m2, true);
+    valid.param_sign("m2", moments.m2, false);
+    valid.param("count", moments.count, true);
+    valid.param("gamma", gamma, false);
+    valid.param("beta", beta, false);
+    valid.eps(options.eps);
+    valid.options(options);
+    valid.output("out", out);
+    valid.apart("out", out, "x", x);
+    valid.apart("out", out, "mean", moments.mean);
+    valid.apart("out", out, "m2", moments.m2);
+    valid.apart("out", out, "gamma", gamma);
+    valid.apart("out", out, "beta", beta);
+    check_saved(valid, saved);
+    if (!valid.empty()) valid.param_sign("count", moments.count, true);
+    if (!valid.ok() || valid.statistics() == 0) return valid.status();
+
+    // An empty part of a batch still has the statistics of the whole.
+    const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
+    const View written = valid.empty() ? read : as_input(out);
+    return execute(Op::normalize, valid, {&read, nullptr, &written}, options, "normalize", [&](const Run& run) {
+        const Stages& stages = run.stages;
+        const Memory& memory = stages.memory;
+        load_array(stages.box, moments.mean, memory.mean);
+        load_array(stages.box, moments.m2, memory.spread);
+        const Column count = load_column(stages.box, moments.count, 1, memory.count);
+        const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
+        const Column shift = load_column(stages.box, beta, 0, memory.beta);
+        const Range all{0, stages.box.statistics()};
+        stages.variance_from_m2(0, all, count);
+        stages.inv_std_from_variance(0, all, options.eps);
+        stages.normalize_coefficients(0, all, scale, shift);
+        if (!valid.empty())
+            run.each_piece(
+                [&](int64_t g, int64_t k, Range channels, int worker) { stages.normalize(g, k, channels, worker); });
+        store_stats(stages.box, memory, saved);
+    });
+}
+
+Status core::batch_norm_inference(const View& x, const Axes& axes, const Param& mean, const Param& var,
+                                  const Param& gamma, const Param& beta, const MutView& out,
+                                  const Options& options) noexcept {
+    Validator valid("batch_norm_inference");
+    valid.x(x, axes);
+    valid.param("mean", mean, true);
+    valid.param("var", var, true);
+    valid.param_sign("var", var, false);
+    valid.param("gamma", gamma, false);
+    valid.param("beta", beta, false);
+    valid.eps(options.eps);
+    valid.options(options);
+    valid.output("out", out);
+    valid.apart("out", out, "x", x);
+    valid.apart("out", out, "mean", mean);
+    valid.apart("out", out, "var", var);
+    valid.apart("out", out, "gamma", gamma);
+    valid.apart("out", out, "beta", beta);
+    if (!valid.ok() || valid.empty()) return valid.status();
+
+    const View written = as_input(out);
+    return execute(
+        Op::batch_norm_inference, valid, {&x, nullptr, &written}, options, "batch_norm_inference", [&](const Run& run) {
+            const Stages& stages = run.stages;
+            const Memory& memory = stages.memory;
+            load_array(stages.box, mean, memory.mean);
+            load_array(stages.box, var, memory.spread);
+            const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
+            const Column shift = load_column(stages.box, beta, 0, memory.beta);
+            const Range all{0, stages.box.statistics()};
+            stages.inv_std_from_variance(0, all, options.eps);
+            stages.normalize_coefficients(0, all, scale, shift);
+            run.each_piece(
+                [&](int64_t g, int64_t k, Range channels, int worker) { stages.normalize(g, k, channels, worker); });
+        });
+}
+
+// -------------------------------------------------------------------------------------------------------- backward
+
+Status core::batch_norm_backward(const View& dy, const View& x, const Axes& axes, const Stats& saved,
+                                 const Param& gamma, const MutView& dx, const MutParam& dgamma, const MutParam& dbeta,
+                                 const Options& options) noexcept {
+    Validator valid("batch_norm_backward");
+    valid.x(x, axes);
+    valid.tensor("dy", dy);
+    valid.param("saved.mean", saved.mean, true);
+    valid.param("saved.inv_std", saved.inv_std, true);
+    valid.param("gamma", gamma, false);
+    valid.options(options);
+    valid.training();
+    valid.output("out", dx);
+    valid.apart("out", dx, "dy", dy);
+    valid.apart("out", dx, "x", x);
+    valid.apart("out", dx, "gamma", gamma);
+    check_param_grads(valid, dgamma, dbeta);
+    if (!valid.ok()) return valid.status();
+    if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
+
+    const View written = as_input(dx);
+    return execute(
+        Op::batch_norm_backward, valid, {&x, &dy, &written}, options, "batch_norm_backward", [&](const Run& run) {
+            const Stages& stages = run.stages;
+            const Memory& memory = stages.memory;
+            load_array(stages.box, saved.mean, memory.mean);
+            load_array(stages.box, saved.inv_std, memory.inv_std);
+            const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
+            const Column count{nullptr, static_cast<double>(valid.values())};
+            run.traverse(
+                [&](int64_t g, int64_t k, Range channels, int worker) {
+                    stages.reduce_gradients(g, k, channels, worker);
+                },
+                [&](int64_t g, Range channels) {
+                    stages.merge_gradients(g, channels);
+                    stages.input_grad_coefficients(g, channels, scale, count);
+                },
+                [&](int64_t g, int64_t k, Range channels, int worker) { stages.input_grad(g, k, channels, worker); });
+            store_param_grads(stages.box, memory, dgamma, dbeta);
+        });
+}
+
+Status core::grad_sums(const View& dy, const View& x, const Axes& axes, const Stats& saved, const MutGradSums& out,
+                       const Options& options) noexcept {
+    Validator valid("grad_sums");
+    valid.x(x, axes);
+    valid.tensor("dy", dy);
+    valid.param("saved.mean", saved.mean, true);
+    valid.options(options);
+    valid.stat_output("sum_dy", out.sum_dy);
+    valid.stat_output("sum_dy_xmu", out.sum_dy_xmu);
+    valid.stat_output("count", out.count, true);
+    if (!valid.ok()) return valid.status();
+    fill(out.count, static_cast<double>(valid.values()));
+    if (valid.empty()) {
+        fill(out.sum_dy, 0);
+        fill(out.sum_dy_xmu, 0);
+        return {};
+    }
+
+    return execute(Op::grad_sums, valid, {&x, &dy, nullptr}, options, "grad_sums", [&](const Run& run) {
+        const Stages& stages = run.stages;
+        load_array(stages.box, saved.mean, stages.memory.mean);
+        run.traverse(
+            [&](int64_t g, int64_t k, Range channels, int worker) { stages.reduce_gradients(g, k, channels, worker); },
+            [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); }, nothing);
+        store_column(stages.box, {stages.memory.sum_dy, 0}, out.sum_dy);
+        store_column(stages.box, {stages.memory.sum_dy_xmu, 0}, out.sum_dy_xmu);
+    });
+}
+
+Status core::input_grad(const View& dy, const View& x, const Axes& axes, const Stats& saved, const GradSums& sums,
+                        const Param& gamma, const MutView& dx, const MutParam& dgamma, const MutParam& dbeta,
+                        const Options& options) noexcept {
+    Validator valid("input_grad");
+    valid.x(x, axes);
+    valid.tensor("dy", dy);
+    valid.param("saved.mean", saved.mean, true);
+    valid.param("saved.inv_std", saved.inv_std, true);
+    valid.param("sums.count", sums.count, true);
+    valid.param("sums.sum_dy", sums.sum_dy, true);
+    valid.param("sums.sum_dy_xmu", sums.sum_dy_xmu, true);
+    valid.param("gamma", gamma, false);
+    valid.options(options);
+    valid.output("out", dx);
+    valid.apart("out", dx, "dy", dy);
+    valid.apart("out", dx, "x", x);
+    valid.apart("out", dx, "gamma", gamma);
+    check_param_grads(valid, dgamma, dbeta);
+    if (!valid.empty()) valid.param_sign("sums.count", sums.count, true);
+    if (!valid.ok() || valid.statistics() == 0) return valid.status();
+
+    // An empty part of a batch still has the sums of the whole.
+    const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
+    const View written = valid.empty() ? read : as_input(dx);
+    return execute(Op::input_grad, valid, {&read, &dy, &written}, options, "input_grad", [&](const Run& run) {
+        const Stages& stages = run.stages;
+        const Memory& memory = stages.memory;
+        load_array(stages.box, saved.mean, memory.mean);
+        load_array(stages.box, saved.inv_std, memory.inv_std);
+        load_array(stages.box, sums.sum_dy, memory.sum_dy);
+        load_array(stages.box, sums.sum_dy_xmu, memory.sum_dy_xmu);
+        const Column count = load_column(stages.box, sums.count, 1, memory.count);
+        const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
+        if (!valid.empty()) {
+            stages.input_grad_coefficients(0, {0, stages.box.statistics()}, scale, count);
+            run.each_piece(
+                [&](int64_t g, int64_t k, Range channels, int worker) { stages.input_grad(g, k, channels, worker); });
+        }
+        store_param_grads(stages.box, memory, dgamma, dbeta);
+    });
+}
+
+Status core::batch_norm_inference_backward(const View& dy, const View& x, const Axes& axes, const Param& mean,
+                                           const Param& var, const Param& gamma, const MutView& dx,
+                                           const MutParam& dgamma, const MutParam& dbeta,
+                                           const Options& options) noexcept {
+    Validator valid("batch_norm_inference_backward");
+    valid.x(x, axes);
+    valid.tensor("dy", dy);
+    valid.param("mean", mean, true);
+    valid.param("var", var, true);
+    valid.param_sign("var", var, false);
+    valid.param("gamma", gamma, false);
+    valid.eps(options.eps);
+    valid.options(options);
+    valid.output("out", dx);
+    valid.apart("out", dx, "dy", dy);
+    valid.apart("out", dx, "x", x);
+    valid.apart("out", dx, "mean", mean);
+    valid.apart("out", dx, "var", var);
+    valid.apart("out", dx, "gamma", gamma);
+    check_param_grads(valid, dgamma, dbeta);
+    if (!valid.ok()) return valid.status();
+    if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
+
+    const View written = as_input(dx);
+    return execute(Op::batch_norm_inference_backward, valid, {&x, &dy, &written}, options,
+                   "batch_norm_inference_backward", [&](const Run& run) {
+                       const Stages& stages = run.stages;
+                       const Memory& memory = stages.memory;
+                       load_array(stages.box, mean, memory.mean);
+                       load_array(stages.box, var, memory.spread);
+                       const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
+                       const Range all{0, stages.box.statistics()};
+                       stages.inv_std_from_variance(0, all, options.eps);
+                       stages.scale_coefficients(0, all, scale);
+                       run.traverse([&](int64_t g, int64_t k, Range channels,
+                                        int worker) { stages.reduce_gradients(g, k, channels, worker); },
+                                    [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); },
+                                    [&](int64_t g, int64_t k, Range channels, int worker) {
+                                        stages.scale(g, k, channels, worker);
+                                    });
+                       store_param_grads(stages.box, memory, dgamma, dbeta);
+                   });
+}
+
+// ------------------------------------------------------------------------------------------------------- workspace
+
+Status core::workspace_bytes(Op op, const View& x, const Axes& axes, const Options& options,
+                             std::size_t& bytes) noexcept {
+    bytes = 0;
+    Validator valid("workspace_bytes");
+    valid.x(x, axes);
+    valid.options(options);
+    if (!valid.ok() || valid.empty()) return valid.status();
+    const Box box = canonicalize({&x, nullptr, nullptr}, valid.kept());
+    const Chunks chunks(box);
+    Arena measure;
+    Memory(measure, box, chunks, make_team(options, box.elements()).threads, reduces(op));
+    bytes = measure.bytes();
+    return {};
+}
+
+const char* version() noexcept { return BATCHNORM_VERSION; }
+
+}  // namespace batchnorm

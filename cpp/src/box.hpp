@@ -1,0 +1,73 @@
+// The one picture of every layout: x[group][outer][channel][inner], each level one or more strided dimensions.
+//
+// A (group, channel) pair has its own statistics, over outer x inner. The box's sizes come from x's shape and memory
+// order alone; the other operands are walked in x's order, by strides of their own.
+#pragma once
+
+#include <batchnorm/core.hpp>
+
+#include "kernels/table.hpp"
+
+namespace batchnorm {
+
+using kernels::Pattern;
+using std::int64_t;
+
+enum LevelName { group, outer, channel, inner, levels };
+
+// The operands of a call, by role; x is always there.
+enum Role { role_x, role_dy, role_out, roles };
+
+// A level is an odometer: its dimensions from slowest to fastest.
+struct Level {
+    int rank = 0;
+    int64_t size[max_rank] = {};
+    int64_t count = 1;
+};
+
+struct Operand {
+    char* data = nullptr;  // null: the call has no such operand
+    int64_t stride[levels][max_rank] = {};
+    bool direct = false;  // unit stride along the rows that kernels see, so that they can read or write it in place
+
+    int64_t offset(const Level& level, LevelName name, int64_t index) const noexcept {
+        int64_t bytes = 0;
+        for (int d = level.rank - 1; d > 0; --d) {
+            bytes += index % level.size[d] * stride[name][d];
+            index /= level.size[d];
+        }
+        return level.rank == 0 ? 0 : bytes + index * stride[name][0];
+    }
+};
+
+struct Box {
+    Level level[levels];
+    Pattern pattern = Pattern::row;
+    DType dtype = DType::f32;
+    Operand operand[roles];
+
+    // The shape of a statistic: the kept axes in x's order. A (group, channel) pair's place in it follows the strides
+    // below (in elements, C order); in_order says that it is simply group * channels + channel.
+    int kept_rank = 0;
+    int64_t kept_shape[max_rank] = {};
+    int64_t kept_stride[2][max_rank] = {};  // of the dimensions of the levels group and channel
+    bool in_order = true;
+
+    int64_t groups() const noexcept { return level[group].count; }
+    int64_t outers() const noexcept { return level[outer].count; }
+    int64_t channels() const noexcept { return level[channel].count; }
+    int64_t inners() const noexcept { return level[inner].count; }
+
+    int64_t statistics() const noexcept { return groups() * channels(); }  // how many
+    int64_t values() const noexcept { return outers() * inners(); }        // M: elements behind each
+    int64_t elements() const noexcept { return statistics() * values(); }
+
+    // The level along which kernels see rows of contiguous elements.
+    LevelName row_level() const noexcept { return pattern == Pattern::row ? inner : channel; }
+};
+
+// kept[axis] says which axes keep their statistics. x has been validated and has at least one element; views[role_dy]
+// and views[role_out] may be null, and have x's shape otherwise.
+Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]) noexcept;
+
+}  // namespace batchnorm

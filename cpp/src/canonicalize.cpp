@@ -1,0 +1,132 @@
+// From views with any strides to the box.
+//
+// The axes are put into x's memory order, and runs of like axes (kept or reduced) that x walks with one stride become
+// one. The innermost run decides the pattern: reduced, its elements share a channel (row); kept, they are a row of
+// channels (lane). What then remains of the kept axes is the groups, and of the reduced ones the outer level.
+#include "box.hpp"
+
+namespace batchnorm {
+namespace {
+
+struct Dimension {
+    int64_t size;
+    bool kept;
+    int64_t stride[roles];
+    int64_t kept_stride;
+    LevelName level;
+};
+
+struct Dimensions {
+    int count = 0;
+    Dimension at[max_rank];
+};
+
+int64_t magnitude(int64_t stride) noexcept { return stride < 0 ? -stride : stride; }
+
+// A repeated (0-stride) axis goes outermost: nothing is contiguous along it.
+bool slower(const Dimension& a, const Dimension& b) noexcept {
+    const int64_t sa = magnitude(a.stride[role_x]), sb = magnitude(b.stride[role_x]);
+    return sb != 0 && (sa == 0 || sa > sb);
+}
+
+Dimensions in_memory_order(const View* const (&views)[roles], const bool (&kept)[max_rank],
+                           const int64_t (&kept_stride)[max_rank]) noexcept {
+    const View& x = *views[role_x];
+    Dimensions dims;
+    for (int axis = 0; axis < x.rank; ++axis) {
+        if (x.shape[axis] == 1) continue;
+        Dimension dim{x.shape[axis], kept[axis], {}, kept_stride[axis], outer};
+        for (int r = 0; r < roles; ++r) dim.stride[r] = views[r] ? views[r]->stride[axis] : 0;
+        int at = dims.count++;  // insertion keeps the order of equal strides
+        for (; at > 0 && slower(dim, dims.at[at - 1]); --at) dims.at[at] = dims.at[at - 1];
+        dims.at[at] = dim;
+    }
+    return dims;
+}
+
+// One stride walks both, `slow` outside `fast`, for this operand.
+bool chains(const Dimension& slow, const Dimension& fast, int role) noexcept {
+    return slow.stride[role] == fast.size * fast.stride[role];
+}
+
+void assign_levels(Dimensions& dims) noexcept {
+    for (int i = 0; i < dims.count; ++i) dims.at[i].level = dims.at[i].kept ? group : outer;
+
+    // The run that ends at dimension `last`: like kinds that x walks with one stride.
+    const auto assign_run = [&](int last, LevelName level) {
+        int i = last;
+        do dims.at[i].level = level;
+        while (--i >= 0 && dims.at[i].kept == dims.at[last].kept && chains(dims.at[i], dims.at[i + 1], role_x));
+        return i;
+    };
+
+    int last = dims.count - 1;
+    if (last >= 0 && !dims.at[last].kept) last = assign_run(last, inner);
+    while (last >= 0 && !dims.at[last].kept) --last;
+    if (last >= 0) assign_run(last, channel);
+}
+
+// Appends dim to its level, as one with the level's last dimension if one stride walks both for every operand and for
+// the statistics.
+void append(Box& box, const Dimension& dim, Dimension (&last_of)[levels]) noexcept {
+    Level& level = box.level[dim.level];
+    Dimension& last = last_of[dim.level];
+    bool merges = level.rank > 0 && last.kept_stride == dim.size * dim.kept_stride;
+    for (int r = 0; r < roles && merges; ++r) merges = chains(last, dim, r);
+
+    const int64_t merged_size = merges ? last.size * dim.size : dim.size;
+    if (!merges) ++level.rank;
+    last = dim;
+    last.size = merged_size;
+    const int at = level.rank - 1;
+    level.size[at] = merged_size;
+    level.count *= dim.size;
+    for (int r = 0; r < roles; ++r) box.operand[r].stride[dim.level][at] = dim.stride[r];
+    if (dim.kept) box.kept_stride[dim.level == channel][at] = dim.kept_stride;
+}
+
+bool walks_by(const Level& level, const int64_t (&stride)[max_rank], int64_t unit) noexcept {
+    for (int d = level.rank - 1; d >= 0; --d) {
+        if (stride[d] != unit) return false;
+        unit *= level.size[d];
+    }
+    return true;
+}
+
+}  // namespace
+
+Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]) noexcept {
+    const View& x = *views[role_x];
+    Box box;
+    box.dtype = x.dtype;
+    for (int r = 0; r < roles; ++r)
+        // Operands are written through role_out alone, which came as a MutView.
+        if (views[r]) box.operand[r].data = static_cast<char*>(const_cast<void*>(views[r]->data));
+
+    int64_t kept_stride[max_rank] = {};
+    int64_t stride = 1;
+    for (int axis = x.rank - 1; axis >= 0; --axis) {
+        if (!kept[axis]) continue;
+        kept_stride[axis] = stride;
+        stride *= x.shape[axis];
+    }
+    for (int axis = 0; axis < x.rank; ++axis)
+        if (kept[axis]) box.kept_shape[box.kept_rank++] = x.shape[axis];
+
+    Dimensions dims = in_memory_order(views, kept, kept_stride);
+    assign_levels(dims);
+    Dimension last_of[levels];
+    for (int i = 0; i < dims.count; ++i) append(box, dims.at[i], last_of);
+
+    box.pattern = dims.count > 0 && dims.at[dims.count - 1].kept ? Pattern::lane : Pattern::row;
+    const LevelName rows = box.row_level();
+    for (int r = 0; r < roles; ++r) {
+        Operand& operand = box.operand[r];
+        operand.direct = walks_by(box.level[rows], operand.stride[rows], item_size(box.dtype));
+    }
+    box.in_order = walks_by(box.level[channel], box.kept_stride[1], 1) &&
+                   walks_by(box.level[group], box.kept_stride[0], box.channels());
+    return box;
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,38 @@
+#include "chunks.hpp"
+
+namespace batchnorm {
+namespace {
+
+// Elements of a chunk: enough that a slot (16 bytes for each statistic) costs nothing, few enough to share the work.
+constexpr int64_t target_elements = 32768;
+// Channels-last: rows of a chunk, so that its row of slots stays a few per cent of what is read, and chunks at most.
+constexpr int64_t least_lane_rows = 128;
+constexpr int64_t most_lane_chunks = 256;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
+constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
+
+}  // namespace
+
+Chunks::Chunks(const Box& box) noexcept
+    : outer_step(1),
+      inner_step(box.inners()),
+      outer_count(1),
+      inner_count(1),
+      outers(box.outers()),
+      inners(box.inners()) {
+    if (box.pattern == Pattern::row && inners > target_elements) {
+        // Cut at multiples of row_alignment, which keep each element in its accumulator.
+        const int64_t even = ceil_div(inners, ceil_div(inners, target_elements));
+        inner_step = ceil_div(even, kernels::row_alignment) * kernels::row_alignment;
+    } else if (box.pattern == Pattern::row) {
+        outer_step = max(1, target_elements / inners);
+    } else {
+        outer_step = max(max(least_lane_rows, target_elements / box.channels()), ceil_div(outers, most_lane_chunks));
+    }
+    inner_count = ceil_div(inners, inner_step);
+    outer_step = ceil_div(outers, ceil_div(outers, outer_step));  // even parts
+    outer_count = ceil_div(outers, outer_step);
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,17 @@
+#include "isa.hpp"
+
+namespace batchnorm {
+namespace {
+
+bool always() noexcept { return true; }  // NEON is part of the 64-bit architecture
+
+constexpr Isa isas[] = {
+    {"neon", &kernels::neon_table, always},
+    {"scalar", &kernels::scalar_table, always},
+};
+
+}  // namespace
+
+IsaList built_isas() noexcept { return {isas, 2}; }
+
+}  // namespace batchnorm

@@ -1,0 +1,49 @@
+#include <cpuid.h>
+
+#include "isa.hpp"
+
+namespace batchnorm {
+namespace {
+
+struct Leaf {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    Leaf(unsigned leaf, unsigned subleaf) noexcept { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
+};
+
+constexpr bool bit(unsigned word, int i) noexcept { return (word >> i & 1) != 0; }
+
+// The register states that the operating system saves: without it an instruction set is of no use.
+unsigned saved_states() noexcept {
+    if (!bit(Leaf(1, 0).c, 27)) return 0;  // OSXSAVE: XGETBV exists
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+bool has_avx2() noexcept {
+    const unsigned xmm_ymm = 0x6;
+    const Leaf one(1, 0), seven(7, 0);
+    return (saved_states() & xmm_ymm) == xmm_ymm && bit(one.c, 28) /* AVX */ && bit(one.c, 12) /* FMA */ &&
+           bit(seven.b, 5) /* AVX2 */;
+}
+
+bool has_avx512() noexcept {
+    const unsigned xmm_to_zmm = 0xe6;
+    const Leaf seven(7, 0);
+    return has_avx2() && (saved_states() & xmm_to_zmm) == xmm_to_zmm && bit(seven.b, 16) /* F */ &&
+           bit(seven.b, 31) /* VL */;
+}
+
+bool always() noexcept { return true; }
+
+constexpr Isa isas[] = {
+    {"avx512", &kernels::avx512_table, has_avx512},
+    {"avx2", &kernels::avx2_table, has_avx2},
+    {"scalar", &kernels::scalar_table, always},
+};
+
+}  // namespace
+
+IsaList built_isas() noexcept { return {isas, 3}; }
+
+}  // namespace batchnorm

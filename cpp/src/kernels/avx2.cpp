@@ -1,0 +1,9 @@
+#include "vec_avx2.hpp"
+
+#include "kernels-inl.hpp"
+
+namespace batchnorm::kernels {
+
+constinit const KernelTable avx2_table = table;
+
+}  // namespace batchnorm::kernels

@@ -1,0 +1,30 @@
+// input_grad: dx = a * (dy - dy_hi) + b * xhat + c with xhat = (x - hi) * inv_std.
+//
+// Both means come as hi + lo, the parts hi of x's type, the parts lo folded into c: what is subtracted from dy and x is
+// then exact near their means. xhat comes first and b after, because b * inv_std underflows for values near 1e30.
+#pragma once
+
+#include "rows-inl.hpp"
+
+namespace {
+
+using batchnorm::kernels::InputGradArgs;
+
+template <class T, Pattern pattern>
+void input_grad(const InputGradArgs& args) noexcept {
+    using Coefficient = PerChannel<T, pattern>;
+    const Coefficient hi(args.hi), inv_std(args.inv_std), dy_hi(args.dy_hi), a(args.a), b(args.b), c(args.c);
+
+    for (int64_t row = 0; row < args.rows; ++row) {
+        const T* dy = row_at<T>(args.dy, args.dy_stride, row);
+        const T* x = row_at<T>(args.x, args.x_stride, row);
+        T* dx = row_at<T>(args.dx, args.dx_stride, row);
+        for_each_vector<Vec<T>::width>(args.n, [&](int64_t i, auto... left) {
+            const Vec<T> xhat = (Vec<T>::load(x + i, left...) - hi.at(i, left...)) * inv_std.at(i, left...);
+            const Vec<T> u = Vec<T>::load(dy + i, left...) - dy_hi.at(i, left...);
+            fma(a.at(i, left...), u, fma(b.at(i, left...), xhat, c.at(i, left...))).store(dx + i, left...);
+        });
+    }
+}
+
+}  // namespace

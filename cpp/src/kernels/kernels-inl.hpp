@@ -1,0 +1,24 @@
+// The kernel table of one instruction set: include its Vec first, then this. Everything but the table has internal
+// linkage, and no shared inline function is used: one compiled with these flags, merged by the linker with the same
+// function compiled without them, would crash older processors.
+#pragma once
+
+#include "grad_sums-inl.hpp"
+#include "input_grad-inl.hpp"
+#include "moments-inl.hpp"
+#include "normalize-inl.hpp"
+#include "table.hpp"
+
+namespace {
+
+template <class T>
+constexpr batchnorm::kernels::TypeKernels type_kernels = {
+    {moments_row<T>, moments_lane<T>},
+    {normalize<T, Pattern::row>, normalize<T, Pattern::lane>},
+    {grad_sums_row<T>, grad_sums_lane<T>},
+    {input_grad<T, Pattern::row>, input_grad<T, Pattern::lane>},
+};
+
+constexpr batchnorm::kernels::KernelTable table = {type_kernels<float>, type_kernels<double>};
+
+}  // namespace

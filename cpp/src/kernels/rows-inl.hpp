@@ -1,0 +1,53 @@
+// What the four kernels share: stepping through rows, and looking up a per-channel value.
+#pragma once
+
+#include "table.hpp"
+
+namespace {
+
+using batchnorm::kernels::Pattern;
+using std::int64_t;
+
+template <class T>
+const T* row_at(const void* data, int64_t stride, int64_t row) {
+    return reinterpret_cast<const T*>(static_cast<const char*>(data) + stride * row);
+}
+template <class T>
+T* row_at(void* data, int64_t stride, int64_t row) {
+    return reinterpret_cast<T*>(static_cast<char*>(data) + stride * row);
+}
+
+// step(i) for each whole vector of a row of n elements, then step(i, left) for the elements that are left: what takes
+// the trailing count, such as Vec::load(p, left...), serves both.
+template <int width, class Step>
+void for_each_vector(int64_t n, const Step& step) {
+    int64_t i = 0;
+    for (; i + width <= n; i += width) step(i);
+    if (i < n) step(i, static_cast<int>(n - i));
+}
+
+// A per-channel value: one for the whole row, or one for each of its elements.
+template <class T, Pattern pattern>
+struct PerChannel;
+
+template <class T>
+struct PerChannel<T, Pattern::row> {
+    Vec<T> value;
+    explicit PerChannel(const void* p) : value(Vec<T>::all(*static_cast<const T*>(p))) {}
+    template <class... Left>
+    Vec<T> at(int64_t, Left...) const {
+        return value;
+    }
+};
+
+template <class T>
+struct PerChannel<T, Pattern::lane> {
+    const T* p;
+    explicit PerChannel(const void* p_) : p(static_cast<const T*>(p_)) {}
+    template <class... Left>
+    Vec<T> at(int64_t i, Left... left) const {
+        return Vec<T>::load(p + i, left...);
+    }
+};
+
+}  // namespace

@@ -1,0 +1,9 @@
+#include "vec_scalar.hpp"
+
+#include "kernels-inl.hpp"
+
+namespace batchnorm::kernels {
+
+constinit const KernelTable scalar_table = table;
+
+}  // namespace batchnorm::kernels

@@ -1,0 +1,79 @@
+// The contract between the library and one instruction set: eight functions for each element type.
+//
+// A kernel is serial, allocates nothing, never fails and sees rows of n contiguous elements, `rows` of them, each
+// operand's rows its own number of bytes apart. A per-channel value is either one for the whole row (Pattern::row,
+// channels-first: a row lies inside one channel) or one for each element of it (Pattern::lane, channels-last).
+#pragma once
+
+#include <cstdint>
+
+namespace batchnorm::kernels {
+
+enum Pattern : std::uint8_t { row, lane };
+
+// Accumulators live in memory between calls, so that the bits of a sum depend on the order of the elements alone and
+// not on how many rows a call was given. Pattern::row: row_accumulators partial sums, element i of a row in the
+// (i mod 4 vectors)-th of them; the caller sets all to zero, and adds them up in the end. Pattern::lane: n sums.
+inline constexpr int row_accumulators = 32;
+
+// Inner ranges that are cut at multiples of this keep each element in its accumulator.
+inline constexpr int row_alignment = 32;
+
+struct MomentsArgs {
+    const void* x;
+    std::int64_t x_stride;
+    std::int64_t rows, n;
+    const void* pivot;  // one element, or a row of them, of x's type
+    double* sum;        // += x - pivot
+    double* sum_sq;     // += (x - pivot)^2
+};
+
+// y = (x - hi) * scale + shift
+struct NormalizeArgs {
+    const void* x;
+    std::int64_t x_stride;
+    void* y;
+    std::int64_t y_stride;
+    std::int64_t rows, n;
+    const void *hi, *scale, *shift;  // of x's type
+};
+
+struct GradSumsArgs {
+    const void* dy;
+    std::int64_t dy_stride;
+    const void* x;
+    std::int64_t x_stride;
+    std::int64_t rows, n;
+    const double* mean;
+    double* sum_dy;      // += dy
+    double* sum_dy_xmu;  // += dy * (x - mean)
+};
+
+// dx = a * (dy - dy_hi) + b * xhat + c   with   xhat = (x - hi) * inv_std
+struct InputGradArgs {
+    const void* dy;
+    std::int64_t dy_stride;
+    const void* x;
+    std::int64_t x_stride;
+    void* dx;
+    std::int64_t dx_stride;
+    std::int64_t rows, n;
+    const void *hi, *inv_std, *dy_hi, *a, *b, *c;  // of x's type
+};
+
+// The kernels of one element type, each for both patterns.
+struct TypeKernels {
+    void (*moments[2])(const MomentsArgs&) noexcept;
+    void (*normalize[2])(const NormalizeArgs&) noexcept;
+    void (*grad_sums[2])(const GradSumsArgs&) noexcept;
+    void (*input_grad[2])(const InputGradArgs&) noexcept;
+};
+
+struct KernelTable {
+    TypeKernels f32, f64;
+};
+
+// One table for each instruction set, the only symbol that its object file exports.
+extern const KernelTable scalar_table, avx2_table, avx512_table, neon_table;
+
+}  // namespace batchnorm::kernels

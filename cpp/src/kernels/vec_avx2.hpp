@@ -1,0 +1,63 @@
+// Vec for AVX2 with FMA: 8 floats or 4 doubles. The n-element forms touch no memory past n; loaded lanes past n are 0.
+#pragma once
+
+#include <immintrin.h>
+
+namespace {
+
+template <class T>
+struct Vec;
+
+inline __m256i first_lanes32(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i first_lanes64(int n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+
+template <>
+struct Vec<float> {
+    static constexpr int width = 8;
+    __m256 r;
+
+    static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, first_lanes32(n))}; }
+    void store(float* p) const { _mm256_storeu_ps(p, r); }
+    void store(float* p, int n) const { _mm256_maskstore_ps(p, first_lanes32(n), r); }
+    static Vec all(float value) { return {_mm256_set1_ps(value)}; }
+};
+
+inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.r, b.r)}; }
+inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm256_sub_ps(a.r, b.r)}; }
+inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_mul_ps(a.r, b.r)}; }
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.r, b.r, c.r)}; }
+
+template <>
+struct Vec<double> {
+    static constexpr int width = 4;
+    __m256d r;
+
+    static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+    static Vec load(const double* p, int n) { return {_mm256_maskload_pd(p, first_lanes64(n))}; }
+    void store(double* p) const { _mm256_storeu_pd(p, r); }
+    void store(double* p, int n) const { _mm256_maskstore_pd(p, first_lanes64(n), r); }
+    static Vec all(double value) { return {_mm256_set1_pd(value)}; }
+    // Zero past the first n lanes.
+    Vec first(int n) const { return {_mm256_and_pd(r, _mm256_castsi256_pd(first_lanes64(n)))}; }
+};
+
+inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_pd(a.r, b.r)}; }
+inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.r, b.r)}; }
+inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.r, b.r)}; }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.r, b.r, c.r)}; }
+
+// As many elements as a Vec<double> holds, as doubles.
+inline Vec<double> widen(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
+inline Vec<double> widen(const float* p, int n) {
+    __m128i mask = _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3));
+    return {_mm256_cvtps_pd(_mm_maskload_ps(p, mask))};
+}
+inline Vec<double> widen(const double* p) { return Vec<double>::load(p); }
+inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n); }
+
+}  // namespace

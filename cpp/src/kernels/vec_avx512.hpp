@@ -1,0 +1,61 @@
+// Vec for AVX-512 (F, VL): 16 floats or 8 doubles. The n-element forms touch no memory past n; loaded lanes past n are
+// 0.
+#pragma once
+
+#include <immintrin.h>
+
+namespace {
+
+template <class T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+    static constexpr int width = 16;
+    __m512 r;
+
+    static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+    void store(float* p) const { _mm512_storeu_ps(p, r); }
+    void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first_lanes(n), r); }
+    static Vec all(float value) { return {_mm512_set1_ps(value)}; }
+
+  private:
+    static __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+};
+
+inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.r, b.r)}; }
+inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm512_sub_ps(a.r, b.r)}; }
+inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.r, b.r)}; }
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.r, b.r, c.r)}; }
+
+template <>
+struct Vec<double> {
+    static constexpr int width = 8;
+    __m512d r;
+
+    static __mmask8 first_lanes(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
+
+    static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+    static Vec load(const double* p, int n) { return {_mm512_maskz_loadu_pd(first_lanes(n), p)}; }
+    void store(double* p) const { _mm512_storeu_pd(p, r); }
+    void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first_lanes(n), r); }
+    static Vec all(double value) { return {_mm512_set1_pd(value)}; }
+    // Zero past the first n lanes.
+    Vec first(int n) const { return {_mm512_maskz_mov_pd(first_lanes(n), r)}; }
+};
+
+inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm512_add_pd(a.r, b.r)}; }
+inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm512_sub_pd(a.r, b.r)}; }
+inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm512_mul_pd(a.r, b.r)}; }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm512_fmadd_pd(a.r, b.r, c.r)}; }
+
+// As many elements as a Vec<double> holds, as doubles.
+inline Vec<double> widen(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
+inline Vec<double> widen(const float* p, int n) {
+    return {_mm512_cvtps_pd(_mm256_maskz_loadu_ps(Vec<double>::first_lanes(n), p))};
+}
+inline Vec<double> widen(const double* p) { return Vec<double>::load(p); }
+inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n); }
+
+}  // namespace

@@ -1,0 +1,78 @@
+// Vec for 64-bit NEON: 4 floats or 2 doubles. NEON has no masked access: the n-element forms go through a small array,
+// so that they touch no memory past n; loaded lanes past n are 0.
+#pragma once
+
+#include <arm_neon.h>
+
+namespace {
+
+template <class T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+    static constexpr int width = 4;
+    float32x4_t r;
+
+    static Vec load(const float* p) { return {vld1q_f32(p)}; }
+    static Vec load(const float* p, int n) {
+        float lanes[width] = {};
+        __builtin_memcpy(lanes, p, static_cast<unsigned>(n) * sizeof(float));
+        return load(lanes);
+    }
+    void store(float* p) const { vst1q_f32(p, r); }
+    void store(float* p, int n) const {
+        float lanes[width];
+        store(lanes);
+        __builtin_memcpy(p, lanes, static_cast<unsigned>(n) * sizeof(float));
+    }
+    static Vec all(float value) { return {vdupq_n_f32(value)}; }
+};
+
+inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {vaddq_f32(a.r, b.r)}; }
+inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {vsubq_f32(a.r, b.r)}; }
+inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {vmulq_f32(a.r, b.r)}; }
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {vfmaq_f32(c.r, a.r, b.r)}; }
+
+template <>
+struct Vec<double> {
+    static constexpr int width = 2;
+    float64x2_t r;
+
+    static Vec load(const double* p) { return {vld1q_f64(p)}; }
+    static Vec load(const double* p, int n) {
+        double lanes[width] = {};
+        __builtin_memcpy(lanes, p, static_cast<unsigned>(n) * sizeof(double));
+        return load(lanes);
+    }
+    void store(double* p) const { vst1q_f64(p, r); }
+    void store(double* p, int n) const {
+        double lanes[width];
+        store(lanes);
+        __builtin_memcpy(p, lanes, static_cast<unsigned>(n) * sizeof(double));
+    }
+    static Vec all(double value) { return {vdupq_n_f64(value)}; }
+    // Zero past the first n lanes.
+    Vec first(int n) const {
+        double lanes[width];
+        store(lanes);
+        return load(lanes, n);
+    }
+};
+
+inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {vaddq_f64(a.r, b.r)}; }
+inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {vsubq_f64(a.r, b.r)}; }
+inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {vmulq_f64(a.r, b.r)}; }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {vfmaq_f64(c.r, a.r, b.r)}; }
+
+// As many elements as a Vec<double> holds, as doubles.
+inline Vec<double> widen(const float* p) { return {vcvt_f64_f32(vld1_f32(p))}; }
+inline Vec<double> widen(const float* p, int n) {
+    float lanes[2] = {};
+    __builtin_memcpy(lanes, p, static_cast<unsigned>(n) * sizeof(float));
+    return widen(lanes);
+}
+inline Vec<double> widen(const double* p) { return Vec<double>::load(p); }
+inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n); }
+
+}  // namespace

@@ -1,0 +1,115 @@
+#include "params.hpp"
+
+#include <cstring>
+
+namespace batchnorm {
+namespace {
+
+double load(const char* p, DType dtype) noexcept {
+    if (dtype == DType::f32) {
+        float value;
+        std::memcpy(&value, p, sizeof value);
+        return static_cast<double>(value);
+    }
+    double value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
+void store(char* p, DType dtype, double value) noexcept {
+    if (dtype == DType::f32) {
+        const float narrow = static_cast<float>(value);
+        std::memcpy(p, &narrow, sizeof narrow);
+    } else {
+        std::memcpy(p, &value, sizeof value);
+    }
+}
+
+// Calls visit(byte offset) for each element of a view, in C order.
+template <class AnyView, class Visit>
+void for_each_element(const AnyView& view, const Visit& visit) noexcept {
+    int64_t count = 1;
+    for (int d = 0; d < view.rank; ++d) count *= view.shape[d];
+    for (int64_t i = 0; i < count; ++i) {
+        int64_t offset = 0, place = i;
+        for (int d = view.rank - 1; d >= 0; --d) {
+            offset += place % view.shape[d] * view.stride[d];
+            place /= view.shape[d];
+        }
+        visit(offset);
+    }
+}
+
+// Calls visit(statistic in box order, byte offset in the param) for each statistic.
+template <class AnyView, class Visit>
+void for_each_statistic(const Box& box, const AnyView& param, const Visit& visit) noexcept {
+    if (param.rank == 1 && box.in_order) {
+        for (int64_t s = 0; s < box.statistics(); ++s) visit(s, s * param.stride[0]);
+        return;
+    }
+    int64_t statistic = 0;
+    for (int64_t g = 0; g < box.groups(); ++g) {
+        for (int64_t c = 0; c < box.channels(); ++c) {
+            // Its place in C order, then that place in the param's own strides.
+            int64_t place = 0;
+            const auto add = [&](const Level& level, const int64_t (&stride)[max_rank], int64_t index) {
+                for (int d = level.rank - 1; d >= 0; --d) {
+                    place += index % level.size[d] * stride[d];
+                    index /= level.size[d];
+                }
+            };
+            add(box.level[group], box.kept_stride[0], g);
+            add(box.level[channel], box.kept_stride[1], c);
+            int64_t offset = 0;
+            for (int d = param.rank - 1; d >= 0; --d) {
+                offset += place % param.shape[d] * param.stride[d];
+                place /= param.shape[d];
+            }
+            visit(statistic++, offset);
+        }
+    }
+}
+
+}  // namespace
+
+Column load_column(const Box& box, const Param& param, double otherwise, double* memory) noexcept {
+    if (absent(param)) return {nullptr, otherwise};
+    const char* data = static_cast<const char*>(param.data);
+    if (param.rank == 0) return {nullptr, load(data, param.dtype)};
+    for_each_statistic(box, param, [&](int64_t s, int64_t offset) { memory[s] = load(data + offset, param.dtype); });
+    return {memory, 0};
+}
+
+const double* load_array(const Box& box, const Param& param, double* memory) noexcept {
+    const Column column = load_column(box, param, 0, memory);
+    if (!column.data)
+        for (int64_t s = 0; s < box.statistics(); ++s) memory[s] = column.same;
+    return memory;
+}
+
+void store_column(const Box& box, const Column& values, const MutParam& param) noexcept {
+    if (absent(param)) return;
+    char* data = static_cast<char*>(param.data);
+    if (param.rank == 0)
+        store(data, param.dtype, values[0]);
+    else
+        for_each_statistic(box, param,
+                           [&](int64_t s, int64_t offset) { store(data + offset, param.dtype, values[s]); });
+}
+
+void fill(const MutParam& param, double value) noexcept {
+    if (absent(param)) return;
+    char* data = static_cast<char*>(param.data);
+    for_each_element(param, [&](int64_t offset) { store(data + offset, param.dtype, value); });
+}
+
+double least_value(const Param& param, double limit) noexcept {
+    const char* data = static_cast<const char*>(param.data);
+    for_each_element(param, [&](int64_t offset) {
+        const double value = load(data + offset, param.dtype);
+        if (value < limit) limit = value;
+    });
+    return limit;
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,33 @@
+// Per-statistic values: the user's, of the kept axes' shape in x's order, and ours, float64 in the box's order.
+#pragma once
+
+#include "box.hpp"
+
+namespace batchnorm {
+
+// One value for each statistic, or one for all.
+struct Column {
+    const double* data = nullptr;
+    double same = 0;
+    double operator[](int64_t statistic) const noexcept { return data ? data[statistic] : same; }
+};
+
+inline bool absent(const Param& param) noexcept { return !param.data && param.rank == 0; }
+inline bool absent(const MutParam& param) noexcept { return !param.data && param.rank == 0; }
+
+// param's values, into memory for box.statistics() of them, if it has more than one; `otherwise` where it is absent.
+Column load_column(const Box& box, const Param& param, double otherwise, double* memory) noexcept;
+
+// The same as an array.
+const double* load_array(const Box& box, const Param& param, double* memory) noexcept;
+
+// Writes param, unless it is absent. A param of rank 0 gets the first value.
+void store_column(const Box& box, const Column& values, const MutParam& param) noexcept;
+
+// Writes one value everywhere, unless param is absent.
+void fill(const MutParam& param, double value) noexcept;
+
+// The least of a param's values and `limit`; a NaN is passed over.
+double least_value(const Param& param, double limit) noexcept;
+
+}  // namespace batchnorm

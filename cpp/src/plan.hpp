@@ -1,0 +1,25 @@
+// How a call goes through the box. It never changes the chunks, and so never the bits.
+#pragma once
+
+#include "box.hpp"
+#include "chunks.hpp"
+
+namespace batchnorm {
+
+enum class Traversal : std::uint8_t {
+    slabs,       // each block of channels: reduce, merge, apply, while the block is still in cache
+    two_passes,  // reduce all, merge all, apply all, each in memory order
+};
+
+struct Plan {
+    Traversal traversal;
+    int64_t channel_block;  // channels that one task takes
+};
+
+// For a call that goes over `tensors` operands twice, on so many threads.
+Plan make_plan(const Box& box, const Chunks& chunks, int tensors, int threads) noexcept;
+
+// No plan has a larger block in Pattern::lane.
+inline constexpr int64_t most_lanes = 4096;
+
+}  // namespace batchnorm

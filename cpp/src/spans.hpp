@@ -1,0 +1,107 @@
+// From a region of the box to kernel calls: rows of contiguous elements, at one distance from each other.
+//
+// An operand that has no unit stride along the rows is packed into a tile, or written to one and unpacked.
+#pragma once
+
+#include "box.hpp"
+#include "chunks.hpp"
+
+namespace batchnorm {
+
+// Part of a group: one channel (Pattern::row) or a range of them (Pattern::lane), over part of outer and inner.
+struct Region {
+    int64_t group;
+    Range channels, outers, inners;
+};
+
+struct Span {
+    int64_t rows, n;
+    int64_t first;  // the first element's place in the region's row: in lanes, the offset of per-channel values
+    char* data[roles];
+    int64_t stride[roles];
+};
+
+// A tile holds one operand's share of a kernel call; a worker has one for each operand.
+inline constexpr int64_t tile_elements = 2048;
+static_assert(tile_elements % kernels::row_alignment == 0);
+inline constexpr int64_t tile_bytes = tile_elements * 8;
+
+enum class Access : std::uint8_t { none, read, write };
+
+// n elements of a row, from its `start`-th on, to or from contiguous memory.
+void pack(const Box& box, const Operand& operand, const char* row, int64_t start, int64_t n, char* packed) noexcept;
+void unpack(const Box& box, const Operand& operand, char* row, int64_t start, int64_t n, const char* packed) noexcept;
+
+// Calls body(span) for spans that cover the region in order. access says what body does with each operand. The sums
+// of a region do not depend on how it was covered (kernels/table.hpp).
+template <class Body>
+void for_each_span(const Box& box, const Region& region, const Access (&access)[roles], char* tiles,
+                   const Body& body) noexcept {
+    const bool by_row = box.pattern == Pattern::row;
+    const Range along = by_row ? region.inners : region.channels;
+    const int64_t unit = item_size(box.dtype);
+
+    char* base[roles] = {};
+    bool direct = true;
+    for (int r = 0; r < roles; ++r) {
+        if (access[r] == Access::none) continue;
+        const Operand& operand = box.operand[r];
+        base[r] = operand.data + operand.offset(box.level[group], group, region.group);
+        if (by_row) base[r] += operand.offset(box.level[channel], channel, region.channels.begin);
+        direct &= operand.direct;
+    }
+
+    // Rows are at one distance along the fastest dimension of the outer level.
+    const Level& rows_level = box.level[outer];
+    const int fastest = rows_level.rank - 1;
+    const int64_t period = fastest < 0 ? 1 : rows_level.size[fastest];
+    for (int64_t o = region.outers.begin; o < region.outers.end;) {
+        const int64_t left = region.outers.end - o, until_carry = period - o % period;
+        const int64_t rows = left < until_carry ? left : until_carry;
+        char* at[roles] = {};
+        int64_t stride[roles] = {};
+        for (int r = 0; r < roles; ++r) {
+            if (access[r] == Access::none) continue;
+            at[r] = base[r] + box.operand[r].offset(rows_level, outer, o);
+            stride[r] = fastest < 0 ? 0 : box.operand[r].stride[outer][fastest];
+        }
+
+        const int64_t n_step = direct || along.size() < tile_elements ? along.size() : tile_elements;
+        const int64_t row_step = direct ? rows : tile_elements / n_step;
+        for (int64_t row = 0; row < rows; row += row_step) {
+            for (int64_t start = along.begin; start < along.end; start += n_step) {
+                Span span;
+                span.rows = rows - row < row_step ? rows - row : row_step;
+                span.n = along.end - start < n_step ? along.end - start : n_step;
+                span.first = start - along.begin;
+                for (int r = 0; r < roles; ++r) {
+                    if (access[r] == Access::none) continue;
+                    const Operand& operand = box.operand[r];
+                    char* first_row = at[r] + row * stride[r];
+                    if (operand.direct) {
+                        span.data[r] = first_row + start * unit;
+                        span.stride[r] = stride[r];
+                        continue;
+                    }
+                    span.data[r] = tiles + r * tile_bytes;
+                    span.stride[r] = span.n * unit;
+                    if (access[r] == Access::read)
+                        for (int64_t i = 0; i < span.rows; ++i)
+                            pack(box, operand, first_row + i * stride[r], start, span.n,
+                                 span.data[r] + i * span.stride[r]);
+                }
+                body(span);
+                for (int r = 0; r < roles; ++r) {
+                    const Operand& operand = box.operand[r];
+                    if (access[r] != Access::write || operand.direct) continue;
+                    for (int64_t i = 0; i < span.rows; ++i)
+                        unpack(box, operand, at[r] + (row + i) * stride[r], start, span.n,
+                               span.data[r] + i * span.stride[r]);
+                }
+            }
+        }
+        o += rows;
+    }
+}
+
+}  // namespace batchnorm

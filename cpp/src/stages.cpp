@@ -1,0 +1,299 @@
+#include "stages.hpp"
+
+#include <cmath>
+
+#include "plan.hpp"
+
+namespace batchnorm {
+namespace {
+
+using kernels::row_accumulators;
+
+// Adds up the kernel's accumulators, always in the same order.
+double total(double (&sums)[row_accumulators]) noexcept {
+    for (int half = row_accumulators / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+    return sums[0];
+}
+
+double element(const char* p, DType dtype) noexcept {
+    double value;
+    float narrow;
+    if (dtype == DType::f64) {
+        __builtin_memcpy(&value, p, sizeof value);
+        return value;
+    }
+    __builtin_memcpy(&narrow, p, sizeof narrow);
+    return static_cast<double>(narrow);
+}
+
+// From the sums of n differences from a pivot to mean and m2, in place. Rounding must not make m2 negative; a NaN
+// stays.
+void finish_moments(double pivot, double n, double& sum_to_mean, double& sum_sq_to_m2) noexcept {
+    const double shift = sum_to_mean / n;
+    const double m2 = sum_sq_to_m2 - sum_to_mean * shift;
+    sum_to_mean = pivot + shift;
+    sum_sq_to_m2 = m2 < 0 ? 0 : m2;
+}
+
+constexpr int64_t pivots_offset = roles * tile_bytes;
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------- memory
+
+constexpr int64_t Memory::worker_bytes() noexcept { return pivots_offset + most_lanes * 8; }
+
+char* Memory::tiles(int worker) const noexcept { return workers + worker * worker_bytes(); }
+char* Memory::pivots(int worker) const noexcept { return tiles(worker) + pivots_offset; }
+
+Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, bool reduces) noexcept {
+    const int64_t n = box.statistics();
+    if (reduces)
+        for (double*& slot : slots) slot = arena.take<double>(n * chunks.count());
+    for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
+        *column = arena.take<double>(n);
+    for (void*& values : coefficients) values = arena.take<char>(n * item_size(box.dtype));
+    workers = arena.take<char>(threads * worker_bytes());
+}
+
+// ---------------------------------------------------------------------------------------------------------- reduce
+
+// In Pattern::row each channel is a region of its own.
+template <class Body>
+void Stages::for_each_region(int64_t g, int64_t k, Range channels, const Body& body) const noexcept {
+    const Range outers = chunks.outer_range(k), inners = chunks.inner_range(k);
+    if (box.pattern == Pattern::lane) return body(Region{g, channels, outers, inners});
+    for (int64_t c = channels.begin; c < channels.end; ++c) body(Region{g, {c, c + 1}, outers, inners});
+}
+
+void Stages::reduce_moments(int64_t g, int64_t k, Range channels, int worker) const noexcept {
+    const Operand& x = box.operand[role_x];
+    const Access access[roles] = {Access::read, Access::none, Access::none};
+    const double n = static_cast<double>(chunks.values(k));
+    double *const means = slot(0, g, k), *const m2s = slot(1, g, k);
+
+    for_each_region(g, k, channels, [&](const Region& region) {
+        const int64_t c = region.channels.begin;
+        // The pivots: the chunk's first element of each channel.
+        const char* pivot =
+            x.data + x.offset(box.level[group], group, g) + x.offset(box.level[outer], outer, region.outers.begin);
+        if (box.pattern == Pattern::row) {
+            pivot += x.offset(box.level[channel], channel, c) + x.offset(box.level[inner], inner, region.inners.begin);
+            alignas(64) double sum[row_accumulators] = {}, sum_sq[row_accumulators] = {};
+            for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
+                kernels.moments[Pattern::row](
+                    {span.data[role_x], span.stride[role_x], span.rows, span.n, pivot, sum, sum_sq});
+            });
+            means[c] = total(sum);
+            m2s[c] = total(sum_sq);
+            finish_moments(element(pivot, box.dtype), n, means[c], m2s[c]);
+            return;
+        }
+        const int64_t unit = item_size(box.dtype);
+        if (x.direct) {
+            pivot += c * unit;
+        } else {
+            pack(box, x, pivot, c, channels.size(), memory.pivots(worker));
+            pivot = memory.pivots(worker);
+        }
+        for (int64_t i = c; i < channels.end; ++i) means[i] = m2s[i] = 0;
+        for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
+            kernels.moments[Pattern::lane]({span.data[role_x], span.stride[role_x], span.rows, span.n,
+                                            pivot + span.first * unit, means + c + span.first, m2s + c + span.first});
+        });
+        for (int64_t i = c; i < channels.end; ++i)
+            finish_moments(element(pivot + (i - c) * unit, box.dtype), n, means[i], m2s[i]);
+    });
+}
+
+void Stages::reduce_gradients(int64_t g, int64_t k, Range channels, int worker) const noexcept {
+    const Access access[roles] = {Access::read, Access::read, Access::none};
+    const double* const means = memory.mean + g * box.channels();
+    double *const dys = slot(0, g, k), *const dy_xmus = slot(1, g, k);
+
+    const auto add = [&](const Region& region, const double* mean, double* sum_dy, double* sum_dy_xmu) {
+        const int64_t step = box.pattern == Pattern::lane;  // whether span.first counts channels
+        for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
+            const int64_t at = span.first * step;
+            kernels.grad_sums[box.pattern]({span.data[role_dy], span.stride[role_dy], span.data[role_x],
+                                            span.stride[role_x], span.rows, span.n, mean + at, sum_dy + at,
+                                            sum_dy_xmu + at});
+        });
+    };
+
+    for_each_region(g, k, channels, [&](const Region& region) {
+        const int64_t c = region.channels.begin;
+        if (box.pattern == Pattern::row) {
+            alignas(64) double sum_dy[row_accumulators] = {}, sum_dy_xmu[row_accumulators] = {};
+            add(region, means + c, sum_dy, sum_dy_xmu);
+            dys[c] = total(sum_dy);
+            dy_xmus[c] = total(sum_dy_xmu);
+            return;
+        }
+        for (int64_t i = c; i < channels.end; ++i) dys[i] = dy_xmus[i] = 0;
+        add(region, means + c, dys + c, dy_xmus + c);
+    });
+}
+
+// ----------------------------------------------------------------------------------------------------------- merge
+
+// Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances".
+void Stages::merge_moments(int64_t g, Range channels) const noexcept {
+    double *const means = memory.mean + g * box.channels(), *const m2s = memory.spread + g * box.channels();
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        means[c] = slot(0, g, 0)[c];
+        m2s[c] = slot(1, g, 0)[c];
+    }
+    double n = static_cast<double>(chunks.values(0));
+    for (int64_t k = 1; k < chunks.count(); ++k) {
+        const double *const mean_k = slot(0, g, k), *const m2_k = slot(1, g, k);
+        const double n_k = static_cast<double>(chunks.values(k));
+        const double share = n_k / (n + n_k), weight = n * share;
+        for (int64_t c = channels.begin; c < channels.end; ++c) {
+            const double delta = mean_k[c] - means[c];
+            means[c] += delta * share;
+            m2s[c] += m2_k[c] + delta * delta * weight;
+        }
+        n += n_k;
+    }
+}
+
+void Stages::merge_gradients(int64_t g, Range channels) const noexcept {
+    double *const dys = memory.sum_dy + g * box.channels(), *const dy_xmus = memory.sum_dy_xmu + g * box.channels();
+    for (int64_t c = channels.begin; c < channels.end; ++c) dys[c] = dy_xmus[c] = 0;
+    for (int64_t k = 0; k < chunks.count(); ++k) {
+        const double *const dy_k = slot(0, g, k), *const dy_xmu_k = slot(1, g, k);
+        for (int64_t c = channels.begin; c < channels.end; ++c) {
+            dys[c] += dy_k[c];
+            dy_xmus[c] += dy_xmu_k[c];
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- coefficients
+
+void Stages::variance_from_m2(int64_t g, Range channels, const Column& count) const noexcept {
+    const int64_t first = g * box.channels();
+    for (int64_t s = first + channels.begin; s < first + channels.end; ++s) memory.spread[s] /= count[s];
+}
+
+void Stages::inv_std_from_variance(int64_t g, Range channels, double eps) const noexcept {
+    const int64_t first = g * box.channels();
+    for (int64_t s = first + channels.begin; s < first + channels.end; ++s)
+        memory.inv_std[s] = 1 / std::sqrt(memory.spread[s] + eps);
+}
+
+namespace {
+
+template <class T>
+void normalize_coefficients_of(const Memory& m, Range statistics, const Column& gamma, const Column& beta) noexcept {
+    T *const hi = static_cast<T*>(m.coefficients[0]), *const scale = static_cast<T*>(m.coefficients[1]),
+             *const shift = static_cast<T*>(m.coefficients[2]);
+    for (int64_t s = statistics.begin; s < statistics.end; ++s) {
+        const double a = gamma[s] * m.inv_std[s];
+        hi[s] = static_cast<T>(m.mean[s]);
+        scale[s] = static_cast<T>(a);
+        shift[s] = static_cast<T>(beta[s] - (m.mean[s] - static_cast<double>(hi[s])) * a);
+    }
+}
+
+template <class T>
+void input_grad_coefficients_of(const Memory& m, Range statistics, const Column& gamma, const Column& count) noexcept {
+    T* v[6];
+    for (int i = 0; i < 6; ++i) v[i] = static_cast<T*>(m.coefficients[i]);
+    auto [hi, inv_std, dy_hi, a, b, c] = v;
+    for (int64_t s = statistics.begin; s < statistics.end; ++s) {
+        const double r = m.inv_std[s], scale = gamma[s] * r;
+        const double dy_mean = m.sum_dy[s] / count[s];
+        const double slope = -scale * (m.sum_dy_xmu[s] * r / count[s]);
+        hi[s] = static_cast<T>(m.mean[s]);
+        inv_std[s] = static_cast<T>(r);
+        dy_hi[s] = static_cast<T>(dy_mean);
+        a[s] = static_cast<T>(scale);
+        b[s] = static_cast<T>(slope);
+        const double lo = m.mean[s] - static_cast<double>(hi[s]), dy_lo = dy_mean - static_cast<double>(dy_hi[s]);
+        c[s] = static_cast<T>(-scale * dy_lo - slope * (lo * r));
+    }
+}
+
+template <class T>
+void scale_coefficients_of(const Memory& m, Range statistics, const Column& gamma) noexcept {
+    T *const hi = static_cast<T*>(m.coefficients[0]), *const scale = static_cast<T*>(m.coefficients[1]),
+             *const shift = static_cast<T*>(m.coefficients[2]);
+    for (int64_t s = statistics.begin; s < statistics.end; ++s) {
+        hi[s] = shift[s] = 0;
+        scale[s] = static_cast<T>(gamma[s] * m.inv_std[s]);
+    }
+}
+
+}  // namespace
+
+void Stages::normalize_coefficients(int64_t g, Range channels, const Column& gamma, const Column& beta) const noexcept {
+    const Range statistics{g * box.channels() + channels.begin, g * box.channels() + channels.end};
+    if (box.dtype == DType::f32)
+        normalize_coefficients_of<float>(memory, statistics, gamma, beta);
+    else
+        normalize_coefficients_of<double>(memory, statistics, gamma, beta);
+}
+
+void Stages::input_grad_coefficients(int64_t g, Range channels, const Column& gamma,
+                                     const Column& count) const noexcept {
+    const Range statistics{g * box.channels() + channels.begin, g * box.channels() + channels.end};
+    if (box.dtype == DType::f32)
+        input_grad_coefficients_of<float>(memory, statistics, gamma, count);
+    else
+        input_grad_coefficients_of<double>(memory, statistics, gamma, count);
+}
+
+void Stages::scale_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept {
+    const Range statistics{g * box.channels() + channels.begin, g * box.channels() + channels.end};
+    if (box.dtype == DType::f32)
+        scale_coefficients_of<float>(memory, statistics, gamma);
+    else
+        scale_coefficients_of<double>(memory, statistics, gamma);
+}
+
+// ----------------------------------------------------------------------------------------------------------- apply
+
+void Stages::apply_normalize(Role from, int64_t g, int64_t k, Range channels, int worker) const noexcept {
+    Access access[roles] = {Access::none, Access::none, Access::write};
+    access[from] = Access::read;
+    const int64_t unit = item_size(box.dtype), step = box.pattern == Pattern::lane;
+    for_each_region(g, k, channels, [&](const Region& region) {
+        const int64_t statistic = g * box.channels() + region.channels.begin;
+        for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
+            const auto at = [&](int i) {
+                return static_cast<const char*>(memory.coefficients[i]) + (statistic + span.first * step) * unit;
+            };
+            kernels.normalize[box.pattern]({span.data[from], span.stride[from], span.data[role_out],
+                                            span.stride[role_out], span.rows, span.n, at(0), at(1), at(2)});
+        });
+    });
+}
+
+void Stages::normalize(int64_t g, int64_t k, Range channels, int worker) const noexcept {
+    apply_normalize(role_x, g, k, channels, worker);
+}
+
+void Stages::scale(int64_t g, int64_t k, Range channels, int worker) const noexcept {
+    apply_normalize(role_dy, g, k, channels, worker);
+}
+
+void Stages::input_grad(int64_t g, int64_t k, Range channels, int worker) const noexcept {
+    const Access access[roles] = {Access::read, Access::read, Access::write};
+    const int64_t unit = item_size(box.dtype), step = box.pattern == Pattern::lane;
+    for_each_region(g, k, channels, [&](const Region& region) {
+        const int64_t statistic = g * box.channels() + region.channels.begin;
+        for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
+            const auto at = [&](int i) {
+                return static_cast<const char*>(memory.coefficients[i]) + (statistic + span.first * step) * unit;
+            };
+            kernels.input_grad[box.pattern]({span.data[role_dy], span.stride[role_dy], span.data[role_x],
+                                             span.stride[role_x], span.data[role_out], span.stride[role_out], span.rows,
+                                             span.n, at(0), at(1), at(2), at(3), at(4), at(5)});
+        });
+    });
+}
+
+}  // namespace batchnorm

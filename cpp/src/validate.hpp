@@ -1,0 +1,54 @@
+// Every check of every argument, before anything is written.
+#pragma once
+
+#include <batchnorm/core.hpp>
+
+namespace batchnorm {
+
+// The view that a written operand is to what reads it.
+View as_input(const MutView& view) noexcept;
+
+// Checks the arguments of one call one after the other; after the first failure the rest are passed over.
+class Validator {
+  public:
+    explicit Validator(const char* function) noexcept : function_(function) {}
+
+    bool ok() const noexcept { return status_.ok(); }
+    const Status& status() const noexcept { return status_; }
+
+    // x first: the others are held against it.
+    void x(const View& x, const Axes& axes) noexcept;
+    // A variance needs two values.
+    void training() noexcept;
+    void eps(double eps) noexcept;
+    void options(const Options& options) noexcept;
+    void tensor(const char* name, const View& view) noexcept;
+    // Of the kept axes' shape, or one value for all.
+    void param(const char* name, const Param& param, bool required) noexcept;
+    // Not negative, or (positive) above 0; NaN passes as what it is in the data.
+    void param_sign(const char* name, const Param& param, bool positive) noexcept;
+    void stat_output(const char* name, const MutParam& param, bool may_be_scalar = false) noexcept;
+    // Of x's shape and type, sharing no memory with what is read, unless it is that.
+    void output(const char* name, const MutView& out) noexcept;
+    void apart(const char* name, const MutView& out, const char* other_name, const View& other) noexcept;
+
+    // What x and the axes say.
+    bool empty() const noexcept { return statistics_ == 0 || values_ == 0; }
+    std::int64_t statistics() const noexcept { return statistics_; }
+    std::int64_t values() const noexcept { return values_; }  // M, behind each
+    const bool (&kept() const noexcept)[max_rank] { return kept_; }
+
+  private:
+    // Whether a check of this view can go on: earlier ones passed and its rank is one that it can have.
+    bool can_check(const char* name, int rank, bool has_data, bool is_empty) noexcept;
+
+    const char* function_;
+    Status status_;
+    const View* x_ = nullptr;
+    bool kept_[max_rank] = {};
+    int kept_rank_ = 0;
+    std::int64_t kept_shape_[max_rank] = {};
+    std::int64_t statistics_ = 0, values_ = 0;
+};
+
+}  // namespace batchnorm

@@ -1,0 +1,347 @@
+#include "arrays.hpp"
+
+#include <nanobind/ndarray.h>
+
+#include <cstdarg>
+#include <cstring>
+
+using batchnorm::DType;
+
+namespace {
+
+// What is looked up in NumPy once. Never freed: Python may be gone when it would be.
+struct NumPy {
+    nb::object ndarray, empty, empty_like, asarray, float64, float32, float64_dtype, float32_dtype, masked_array;
+
+    static const NumPy& get() {
+        static const NumPy* const numpy = new NumPy;
+        return *numpy;
+    }
+
+  private:
+    NumPy() {
+        const nb::object np = nb::module_::import_("numpy");
+        ndarray = np.attr("ndarray");
+        empty = np.attr("empty");
+        empty_like = np.attr("empty_like");
+        asarray = np.attr("asarray");
+        float64 = np.attr("float64");
+        float32 = np.attr("float32");
+        float64_dtype = np.attr("dtype")(float64);
+        float32_dtype = np.attr("dtype")(float32);
+        masked_array = np.attr("ma").attr("MaskedArray");
+    }
+};
+
+bool is_instance(nb::handle object, nb::handle type) {
+    const int result = PyObject_IsInstance(object.ptr(), type.ptr());
+    if (result < 0) throw nb::python_error();
+    return result == 1;
+}
+
+bool is_numpy(nb::handle object) {
+    return PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(NumPy::get().ndarray.ptr()));
+}
+
+bool is_masked(nb::handle array) {
+    const NumPy& np = NumPy::get();
+    return array.type().ptr() != np.ndarray.ptr() && is_instance(array, np.masked_array);
+}
+
+// torch, if the process has imported it: else nothing can be a tensor.
+nb::object torch_module() {
+    PyObject* modules = PyImport_GetModuleDict();
+    return nb::borrow(PyDict_GetItemString(modules, "torch"));
+}
+
+bool is_torch(nb::handle object) {
+    const nb::object torch = torch_module();
+    return torch.is_valid() && nb::hasattr(torch, "Tensor") && is_instance(object, torch.attr("Tensor"));
+}
+
+Kind kind_of(nb::handle object) {
+    if (is_numpy(object)) return Kind::numpy;
+    return is_torch(object) ? Kind::torch : Kind::none;
+}
+
+std::string text(nb::handle object) { return nb::str(object).c_str(); }
+std::string type_text(nb::handle object) { return nb::type_name(object.type()).c_str(); }
+
+constexpr const char* accepted = "expected float32 or float64";
+
+// 'f' or 'd' in native byte order; 0 for what is neither.
+char native_float(const char* format) {
+    constexpr char native = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>';
+    if (*format == '@' || *format == '=' || *format == '^' || *format == native) ++format;
+    return (*format == 'f' || *format == 'd') && format[1] == '\0' ? *format : '\0';
+}
+
+}  // namespace
+
+const char* name(Kind kind) {
+    switch (kind) {
+        case Kind::numpy: return "a NumPy array";
+        case Kind::torch: return "a torch tensor";
+        case Kind::none: break;
+    }
+    return "no array";
+}
+
+void raise(PyObject* error, const char* format, ...) {
+    char message[512];
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    PyErr_SetString(error, message);
+    throw nb::python_error();
+}
+
+void check(const batchnorm::Status& status) {
+    using batchnorm::Code;
+    switch (status.code) {
+        case Code::ok: return;
+        case Code::invalid_value: raise(PyExc_ValueError, "%s", status.message);
+        case Code::invalid_type: raise(PyExc_TypeError, "%s", status.message);
+        case Code::unavailable: raise(PyExc_RuntimeError, "%s", status.message);
+        case Code::out_of_memory: raise(PyExc_MemoryError, "%s", status.message);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ import
+
+bool Array::read_buffer() {
+    if (PyObject_GetBuffer(object_.ptr(), &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) == 0) {
+        if (native_float(buffer_.format)) return true;
+        PyBuffer_Release(&buffer_);
+    } else {
+        PyErr_Clear();  // a dtype that the buffer protocol cannot tell
+    }
+    buffer_.obj = nullptr;
+    return false;
+}
+
+void Array::import_numpy(const char* argument, bool writable) {
+    if (is_masked(object_))
+        raise(PyExc_TypeError, "%s is a masked array, expected a plain one: its mask would be lost", argument);
+    if (!read_buffer())
+        raise(PyExc_TypeError, "%s has dtype %s, %s (astype converts)", argument,
+              text(object_.attr("dtype").attr("str")).c_str(), accepted);
+    if (writable && buffer_.readonly) raise(PyExc_ValueError, "%s is read-only", argument);
+    if (buffer_.ndim > batchnorm::max_rank)
+        raise(PyExc_ValueError, "%s has %d axes, expected at most %d", argument, buffer_.ndim, batchnorm::max_rank);
+    view_.data = buffer_.buf;
+    view_.dtype = native_float(buffer_.format) == 'f' ? DType::f32 : DType::f64;
+    view_.rank = buffer_.ndim;
+    for (int d = 0; d < view_.rank; ++d) {
+        view_.shape[d] = buffer_.shape[d];
+        view_.stride[d] = buffer_.strides[d];
+    }
+}
+
+void Array::import_torch(const char* argument) {
+    if (nb::cast<bool>(object_.attr("requires_grad")))
+        raise(PyExc_TypeError, "%s requires grad, which this function would lose: pass %s.detach()", argument,
+              argument);
+    if (const nb::object device = object_.attr("device"); text(device.attr("type")) != "cpu")
+        raise(PyExc_RuntimeError, "%s is on device %s, and this build computes on the CPU alone", argument,
+              text(device).c_str());
+    const std::string dtype = text(object_.attr("dtype"));
+    if (dtype != "torch.float32" && dtype != "torch.float64")
+        raise(PyExc_TypeError, "%s has dtype %s, %s (to() converts)", argument, dtype.c_str(), accepted);
+    if (const std::string layout = text(object_.attr("layout")); layout != "torch.strided")
+        raise(PyExc_TypeError, "%s has layout %s, expected torch.strided", argument, layout.c_str());
+
+    const auto array = nb::cast<nb::ndarray<nb::ro>>(object_);
+    if (array.ndim() > static_cast<std::size_t>(batchnorm::max_rank))
+        raise(PyExc_ValueError, "%s has %zu axes, expected at most %d", argument, array.ndim(), batchnorm::max_rank);
+    view_.data = array.data();
+    view_.dtype = dtype == "torch.float32" ? DType::f32 : DType::f64;
+    view_.rank = static_cast<int>(array.ndim());
+    for (int d = 0; d < view_.rank; ++d) {
+        const auto i = static_cast<std::size_t>(d);
+        view_.shape[d] = array.shape_ptr()[i];
+        view_.stride[d] = array.stride_ptr()[i] * batchnorm::item_size(view_.dtype);
+    }
+    tensor_ = nb::cast(array);
+}
+
+void Array::import(const char* argument, nb::handle object, Kind kind, bool writable) {
+    object_ = nb::borrow(object);
+    kind_ = kind_of(object);
+    if (kind_ == Kind::none)
+        raise(PyExc_TypeError, "%s is %s, expected a NumPy array or a torch tensor (numpy.asarray converts)", argument,
+              type_text(object).c_str());
+    if (kind != Kind::none && kind != kind_)
+        raise(PyExc_TypeError, "%s is %s, expected %s, as x is", argument, name(kind_), name(kind));
+    if (kind_ == Kind::numpy)
+        import_numpy(argument, writable);
+    else
+        import_torch(argument);
+}
+
+// ------------------------------------------------------------------------------------------------------------- kinds
+
+Array Array::tensor(const char* argument, nb::handle object, Kind kind) {
+    Array array;
+    array.import(argument, object, kind, false);
+    return array;
+}
+
+Array Array::output(const char* argument, nb::handle out, const Array& like) {
+    Array array;
+    if (!out.is_none()) {
+        array.import(argument, out, like.kind(), true);
+        return array;
+    }
+    nb::object fresh;
+    if (like.kind() == Kind::numpy)
+        fresh = NumPy::get().empty_like(like.object_, nb::arg("subok") = false);
+    else
+        fresh = torch_module().attr("empty_like")(like.object_);
+    array.import(argument, fresh, like.kind(), true);
+    return array;
+}
+
+Array Array::param(const char* argument, nb::handle object, Kind kind) {
+    Array array;
+    if (object.is_none()) return array;
+    const NumPy& np = NumPy::get();
+    const Kind own = kind_of(object);
+    if (own == Kind::none) {
+        nb::object converted;
+        try {
+            converted = np.asarray(object, np.float64);
+        } catch (nb::python_error&) {
+            raise(PyExc_TypeError, "%s is %s, expected an array, a sequence of numbers or a number", argument,
+                  type_text(object).c_str());
+        }
+        array.import(argument, converted, Kind::numpy, false);
+        array.converted_ = true;
+        return array;
+    }
+    const nb::object dtype = object.attr("dtype");
+    if (own == Kind::torch && own == kind && nb::cast<bool>(dtype.attr("is_floating_point"))) {
+        const std::string type = text(dtype);
+        const bool direct =
+            type == "torch.float32" || type == "torch.float64" || nb::cast<bool>(object.attr("requires_grad"));
+        array.import(argument, direct ? nb::borrow(object) : object.attr("double")(), kind, false);
+        if (!direct) array.cast_to_ = dtype;
+        return array;
+    }
+    if (own == Kind::numpy && own == kind && !is_masked(object)) {
+        const bool direct = dtype.is(np.float32_dtype) || dtype.is(np.float64_dtype);
+        // Another float type: float16, long double, a foreign byte order, ml_dtypes' bfloat16 (of kind V).
+        if (!direct && (text(dtype.attr("kind")) == "f" || text(dtype.attr("name")).rfind("bfloat", 0) == 0)) {
+            array.import(argument, object.attr("astype")(np.float64), kind, false);
+            array.cast_to_ = dtype;
+            return array;
+        }
+    }
+    array.import(argument, object, kind, false);
+    return array;
+}
+
+Array Array::fresh(const std::vector<std::int64_t>& shape, DType dtype, Kind kind) {
+    const NumPy& np = NumPy::get();
+    nb::list sizes;
+    for (const std::int64_t size : shape) sizes.append(size);
+    Array array;
+    array.import("array", np.empty(nb::tuple(sizes), dtype == DType::f32 ? np.float32 : np.float64), Kind::numpy, true);
+    array.kind_ = kind;
+    return array;
+}
+
+Array Array::statistic(const std::vector<std::int64_t>& shape, Kind kind) { return fresh(shape, DType::f64, kind); }
+
+Array Array::param_grad(const Array& param, const Array& x, const std::vector<std::int64_t>& shape) {
+    // A list or a number has no type of its own.
+    const bool typed = param.kind_ != Kind::none && !param.converted_;
+    Array array = fresh(shape, typed ? param.view_.dtype : x.view_.dtype, x.kind_);
+    if (typed) array.cast_to_ = param.cast_to_;
+    return array;
+}
+
+nb::object Array::object() const {
+    nb::object result = object_;
+    if (kind_ == Kind::torch && is_numpy(result)) result = torch_module().attr("from_numpy")(result);
+    if (!cast_to_.is_valid()) return result;
+    return kind_ == Kind::torch ? result.attr("to")(cast_to_) : result.attr("astype")(cast_to_);
+}
+
+batchnorm::MutView Array::mut_view() const {
+    batchnorm::MutView view;
+    view.data = const_cast<void*>(view_.data);  // imported as writable
+    view.dtype = view_.dtype;
+    view.rank = view_.rank;
+    std::memcpy(view.shape, view_.shape, sizeof view.shape);
+    std::memcpy(view.stride, view_.stride, sizeof view.stride);
+    return view;
+}
+
+Array::Array(Array&& other) noexcept
+    : object_(std::move(other.object_)),
+      kind_(other.kind_),
+      converted_(other.converted_),
+      view_(other.view_),
+      buffer_(other.buffer_),
+      tensor_(std::move(other.tensor_)),
+      cast_to_(std::move(other.cast_to_)) {
+    other.buffer_.obj = nullptr;
+}
+
+Array::~Array() {
+    if (buffer_.obj) PyBuffer_Release(&buffer_);
+}
+
+// ----------------------------------------------------------------------------------------------------------- numbers
+
+batchnorm::Axes parse_axes(nb::handle axis) {
+    const auto one = [](nb::handle object) {
+        if (!PyIndex_Check(object.ptr()) || PyBool_Check(object.ptr()))
+            raise(PyExc_TypeError, "axis must be an int or a tuple of ints, got %s", type_text(object).c_str());
+        const Py_ssize_t value = PyNumber_AsSsize_t(object.ptr(), nullptr);  // clips
+        if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+        constexpr Py_ssize_t limit = 1 << 30;  // far out of any range
+        return static_cast<int>(value > limit ? limit : value < -limit ? -limit : value);
+    };
+    if (PyIndex_Check(axis.ptr())) return {one(axis)};
+    if (!PyTuple_Check(axis.ptr()) && !PyList_Check(axis.ptr())) one(axis);
+    batchnorm::Axes axes{};
+    for (nb::handle object : nb::borrow<nb::sequence>(axis)) {
+        if (axes.count == batchnorm::max_rank) raise(PyExc_ValueError, "axis has more than %d entries", axes.count);
+        axes.axis[axes.count++] = one(object);
+    }
+    return axes;
+}
+
+std::vector<std::int64_t> kept_shape(const batchnorm::View& x, const batchnorm::Axes& axes) {
+    bool kept[batchnorm::max_rank] = {};
+    for (int i = 0; i < axes.count; ++i) {
+        const int axis = axes.axis[i] < 0 ? axes.axis[i] + x.rank : axes.axis[i];
+        if (axis >= 0 && axis < x.rank) kept[axis] = true;  // the library refuses the others
+    }
+    std::vector<std::int64_t> shape;
+    for (int d = 0; d < x.rank; ++d)
+        if (kept[d]) shape.push_back(x.shape[d]);
+    return shape;
+}
+
+double parse_number(const char* argument, nb::handle object) {
+    const double value = PyFloat_AsDouble(object.ptr());
+    if (value == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        raise(PyExc_TypeError, "%s must be a number, got %s", argument, type_text(object).c_str());
+    }
+    return value;
+}
+
+int parse_threads(nb::handle object) {
+    if (object.is_none()) return 0;
+    if (!PyIndex_Check(object.ptr()))
+        raise(PyExc_TypeError, "threads must be an int or None, got %s", type_text(object).c_str());
+    const Py_ssize_t threads = PyNumber_AsSsize_t(object.ptr(), nullptr);
+    if (threads == -1 && PyErr_Occurred()) throw nb::python_error();
+    if (threads < 1 || threads > 65536) raise(PyExc_ValueError, "threads must be from 1 to 65536, got %zd", threads);
+    return static_cast<int>(threads);
+}

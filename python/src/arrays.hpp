@@ -1,0 +1,67 @@
+// From Python's arrays to the library's views, and back.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <batchnorm/core.hpp>
+
+#include <vector>
+
+namespace nb = nanobind;
+
+enum class Kind { none, numpy, torch };
+
+const char* name(Kind kind);
+
+// Raises TypeError, ValueError or RuntimeError with a printf-style message.
+[[noreturn, gnu::format(printf, 2, 3)]] void raise(PyObject* error, const char* format, ...);
+
+// Raises what a status says.
+void check(const batchnorm::Status& status);
+
+// The library's view of an array's memory, which it keeps alive.
+class Array {
+  public:
+    // A tensor: an array of float32 or float64. `kind` is that of the call's first array (none: this is the first).
+    static Array tensor(const char* argument, nb::handle object, Kind kind = Kind::none);
+    // A tensor to write to: `out`, or a new one like `like` if out is None.
+    static Array output(const char* argument, nb::handle out, const Array& like);
+    // gamma, beta, mean, ...: an array of any float type, a sequence or a number; None is absent.
+    static Array param(const char* argument, nb::handle object, Kind kind);
+    // A new array for a parameter's gradient: of its type, else float32, or float64 beside float64 data.
+    static Array param_grad(const Array& param, const Array& x, const std::vector<std::int64_t>& shape);
+    // A new float64 array of x's kind.
+    static Array statistic(const std::vector<std::int64_t>& shape, Kind kind);
+
+    Array(Array&& other) noexcept;
+    Array& operator=(Array&&) = delete;
+    ~Array();
+
+    const batchnorm::View& view() const { return view_; }
+    batchnorm::MutView mut_view() const;
+    Kind kind() const { return kind_; }
+    // The array itself; after a computation, in the type that the user should see.
+    nb::object object() const;
+
+  private:
+    Array() = default;
+    void import(const char* argument, nb::handle object, Kind kind, bool writable);
+    bool read_buffer();  // whether object_ is a NumPy array of native float32 or float64
+    void import_numpy(const char* argument, bool writable);
+    void import_torch(const char* argument);
+    static Array fresh(const std::vector<std::int64_t>& shape, batchnorm::DType dtype, Kind kind);
+
+    nb::object object_;
+    Kind kind_ = Kind::none;
+    bool converted_ = false;  // from a sequence or a number: no type of the user's own
+    batchnorm::View view_;
+    Py_buffer buffer_{};  // of a NumPy array
+    nb::object tensor_;   // what holds a torch tensor's memory
+    nb::object cast_to_;  // the dtype that object() converts to, where it is not float32 or float64
+};
+
+// axis= as the library has it; the shape of the statistics that those axes of x keep.
+batchnorm::Axes parse_axes(nb::handle axis);
+std::vector<std::int64_t> kept_shape(const batchnorm::View& x, const batchnorm::Axes& axes);
+
+double parse_number(const char* argument, nb::handle object);
+int parse_threads(nb::handle object);  // None is 0
