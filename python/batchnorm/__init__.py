@@ -1,1 +1,42 @@
-from . import _core
+"""Batch normalization, forward and backward, on NumPy arrays and PyTorch's CPU tensors, without copying them.
+
+`axis` is the axis, or tuple of axes, that keeps its own statistics: 1 for NCHW, -1 for NHWC.
+"""
+
+from ._core import Saved
+from ._core import version as _version
+from .config import get_num_threads, set_num_threads, show_config
+from .functional import (
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_inference,
+    batch_norm_inference_backward,
+    grad_sums,
+    input_grad,
+    moments,
+    normalize,
+)
+from .layers import BatchNorm
+from .statistics import Grads, GradSums, Moments
+
+__version__ = _version()
+
+__all__ = [
+    "BatchNorm",
+    "GradSums",
+    "Grads",
+    "Moments",
+    "Saved",
+    "__version__",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_inference",
+    "batch_norm_inference_backward",
+    "get_num_threads",
+    "grad_sums",
+    "input_grad",
+    "moments",
+    "normalize",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,90 @@
+"""Statistics as values: they add up over the parts of a batch, and the sum is that of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Grads(NamedTuple):
+    """What backward returns.
+
+    dx has x's shape, dtype and memory order; dgamma and dbeta have the kept axes' shape and gamma's dtype (float32,
+    or float64 for float64 data, if gamma has none). dresidual is None: these functions have no residual.
+    """
+
+    dx: Any
+    dgamma: Any
+    dbeta: Any
+    dresidual: Any = None
+
+
+def _same_shape(a: Any, b: Any) -> None:
+    if tuple(a.shape) != tuple(b.shape):
+        raise ValueError(f"statistics of shapes {tuple(a.shape)} and {tuple(b.shape)} do not merge")
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean, m2 = sum((x - mean)^2) and count of each statistic, float64, of the kept axes' shape; count is a number.
+
+    ``m1 + m2``, ``sum([...])`` and ``Moments.merge([...])`` give the moments of all the values together (Chan, Golub
+    and LeVeque, 1979), in the order given.
+    """
+
+    mean: Any
+    m2: Any
+    count: float
+
+    def __add__(self, other: Moments) -> Moments:
+        if not isinstance(other, Moments):
+            return NotImplemented
+        _same_shape(self.mean, other.mean)
+        if other.count == 0:
+            return self
+        if self.count == 0:
+            return other
+        count = self.count + other.count
+        share = other.count / count
+        delta = other.mean - self.mean
+        return Moments(self.mean + delta * share, self.m2 + other.m2 + delta * delta * (self.count * share), count)
+
+    def __radd__(self, zero: int) -> Moments:
+        return self if zero == 0 else NotImplemented
+
+    @staticmethod
+    def merge(parts: Iterable[Moments]) -> Moments:
+        """The moments of all parts together; ValueError if there are none."""
+        merged = sum(parts)
+        if merged == 0:
+            raise ValueError("merge needs at least one part")
+        return merged
+
+    def var(self, correction: float = 0) -> Any:
+        """m2 / (count - correction): the biased variance, or with correction=1 the unbiased one."""
+        if not self.count > correction:
+            raise ValueError(f"var with correction {correction} needs a larger count than {self.count}")
+        return self.m2 / (self.count - correction)
+
+
+@dataclass(frozen=True, eq=False)
+class GradSums:
+    """count, sum(dy) and sum(dy * (x - mean)) of each statistic, float64, of the kept axes' shape.
+
+    They are additive: ``s1 + s2`` and ``sum([...])`` are the sums over both parts of a batch, if both were taken
+    around the same mean.
+    """
+
+    count: float
+    sum_dy: Any
+    sum_dy_xmu: Any
+
+    def __add__(self, other: GradSums) -> GradSums:
+        if not isinstance(other, GradSums):
+            return NotImplemented
+        _same_shape(self.sum_dy, other.sum_dy)
+        return GradSums(self.count + other.count, self.sum_dy + other.sum_dy, self.sum_dy_xmu + other.sum_dy_xmu)
+
+    def __radd__(self, zero: int) -> GradSums:
+        return self if zero == 0 else NotImplemented
