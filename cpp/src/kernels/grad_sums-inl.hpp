@@ -53,17 +53,24 @@ void grad_sums_row(const GradSumsArgs& args) noexcept {
 
 template <class T>
 void grad_sums_lane(const GradSumsArgs& args) noexcept {
-    constexpr int64_t block = 8;  // as in moments_lane
+    constexpr int64_t block = 4;  // two operands: this block and the next fit L1
 
+    constexpr int vector_bytes = Vec<double>::width * static_cast<int>(sizeof(T));
+    const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
     for (int64_t row = 0; row < args.rows; row += block) {
         const int64_t end = row + block < args.rows ? row + block : args.rows;
+        RowPrefetcher next_dy(args.dy, args.dy_stride, end, row_bytes);
+        RowPrefetcher next_x(args.x, args.x_stride, end, row_bytes);
         for_each_vector<Vec<double>::width>(args.n, [&](int64_t i, auto... left) {
             const Vec<double> mean = Vec<double>::load(args.mean + i, left...);
             GradientSums sums{Vec<double>::load(args.sum_dy + i, left...),
                               Vec<double>::load(args.sum_dy_xmu + i, left...)};
-            for (int64_t r = row; r < end; ++r)
+            for (int64_t r = row; r < end; ++r) {
+                next_dy.step(vector_bytes);
+                next_x.step(vector_bytes);
                 sums.add(widen(row_at<T>(args.dy, args.dy_stride, r) + i, left...),
                          widen(row_at<T>(args.x, args.x_stride, r) + i, left...) - mean);
+            }
             sums.dy.store(args.sum_dy + i, left...);
             sums.dy_xmu.store(args.sum_dy_xmu + i, left...);
         });

@@ -62,13 +62,18 @@ void moments_lane(const MomentsArgs& args) noexcept {
     constexpr int64_t block = 8;
     const T* pivots = static_cast<const T*>(args.pivot);
 
+    constexpr int vector_bytes = Vec<double>::width * static_cast<int>(sizeof(T));
+    const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
     for (int64_t row = 0; row < args.rows; row += block) {
         const int64_t end = row + block < args.rows ? row + block : args.rows;
+        RowPrefetcher next_x(args.x, args.x_stride, end, row_bytes);
         for_each_vector<Vec<double>::width>(args.n, [&](int64_t i, auto... left) {
             const Vec<double> pivot = widen(pivots + i, left...);
             MomentsSums sums{Vec<double>::load(args.sum + i, left...), Vec<double>::load(args.sum_sq + i, left...)};
-            for (int64_t r = row; r < end; ++r)
+            for (int64_t r = row; r < end; ++r) {
+                next_x.step(vector_bytes);
                 sums.add(widen(row_at<T>(args.x, args.x_stride, r) + i, left...) - pivot);
+            }
             sums.sum.store(args.sum + i, left...);
             sums.sum_sq.store(args.sum_sq + i, left...);
         });

@@ -26,6 +26,27 @@ void for_each_vector(int64_t n, const Step& step) {
     if (i < n) step(i, static_cast<int>(n - i));
 }
 
+// Prefetches rows in memory order, one step for each vector of a row. A block of rows is read across (a vector of each
+// row, then the next vector of each), which hardware prefetchers take for no stream at all: walking the next block in
+// order meanwhile reads it three times as fast (docs/performance.md).
+class RowPrefetcher {
+  public:
+    RowPrefetcher(const void* data, int64_t stride, int64_t row, int64_t row_bytes)
+        : row_(static_cast<const char*>(data) + stride * row), at_(row_), stride_(stride), row_bytes_(row_bytes) {}
+
+    void step(int bytes) {
+        __builtin_prefetch(at_);
+        at_ += bytes;
+        if (at_ - row_ < row_bytes_) return;
+        row_ += stride_;
+        at_ = row_;
+    }
+
+  private:
+    const char *row_, *at_;
+    int64_t stride_, row_bytes_;
+};
+
 // A per-channel value: one for the whole row, or one for each of its elements.
 template <class T, Pattern pattern>
 struct PerChannel;
