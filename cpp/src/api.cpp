@@ -155,7 +155,7 @@ Status core::batch_norm(const View& x, const Axes& axes, const Param& gamma, con
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill_empty(saved, options.eps), Status{};
 
-    const View written = as_input(out);
+    const View written = out;
     return execute(Op::batch_norm, valid, {&x, nullptr, &written}, options, "batch_norm", [&](const Run& run) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
@@ -183,10 +183,10 @@ Status core::moments(const View& x, const Axes& axes, const MutMoments& out, con
     valid.stat_output("m2", out.m2);
     valid.stat_output("count", out.count, true);
     if (!valid.ok()) return valid.status();
-    fill(out.count, static_cast<double>(valid.values()));
     if (valid.empty()) {
         fill(out.mean, 0);
         fill(out.m2, 0);
+        fill(out.count, 0);
         return {};
     }
 
@@ -197,6 +197,7 @@ Status core::moments(const View& x, const Axes& axes, const MutMoments& out, con
             [&](int64_t g, Range channels) { stages.merge_moments(g, channels); }, nothing);
         store_column(stages.box, {stages.memory.mean, 0}, out.mean);
         store_column(stages.box, {stages.memory.spread, 0}, out.m2);
+        fill(out.count, static_cast<double>(valid.values()));
     });
 }
 
@@ -224,7 +225,7 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
 
     // An empty part of a batch still has the statistics of the whole.
     const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
-    const View written = valid.empty() ? read : as_input(out);
+    const View written = valid.empty() ? read : View(out);
     return execute(Op::normalize, valid, {&read, nullptr, &written}, options, "normalize", [&](const Run& run) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
@@ -264,7 +265,7 @@ Status core::batch_norm_inference(const View& x, const Axes& axes, const Param& 
     valid.apart("out", out, "beta", beta);
     if (!valid.ok() || valid.empty()) return valid.status();
 
-    const View written = as_input(out);
+    const View written = out;
     return execute(
         Op::batch_norm_inference, valid, {&x, nullptr, &written}, options, "batch_norm_inference", [&](const Run& run) {
             const Stages& stages = run.stages;
@@ -302,7 +303,7 @@ Status core::batch_norm_backward(const View& dy, const View& x, const Axes& axes
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
 
-    const View written = as_input(dx);
+    const View written = dx;
     return execute(
         Op::batch_norm_backward, valid, {&x, &dy, &written}, options, "batch_norm_backward", [&](const Run& run) {
             const Stages& stages = run.stages;
@@ -335,10 +336,10 @@ Status core::grad_sums(const View& dy, const View& x, const Axes& axes, const St
     valid.stat_output("sum_dy_xmu", out.sum_dy_xmu);
     valid.stat_output("count", out.count, true);
     if (!valid.ok()) return valid.status();
-    fill(out.count, static_cast<double>(valid.values()));
     if (valid.empty()) {
         fill(out.sum_dy, 0);
         fill(out.sum_dy_xmu, 0);
+        fill(out.count, 0);
         return {};
     }
 
@@ -350,6 +351,7 @@ Status core::grad_sums(const View& dy, const View& x, const Axes& axes, const St
             [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); }, nothing);
         store_column(stages.box, {stages.memory.sum_dy, 0}, out.sum_dy);
         store_column(stages.box, {stages.memory.sum_dy_xmu, 0}, out.sum_dy_xmu);
+        fill(out.count, static_cast<double>(valid.values()));
     });
 }
 
@@ -376,7 +378,7 @@ Status core::input_grad(const View& dy, const View& x, const Axes& axes, const S
 
     // An empty part of a batch still has the sums of the whole.
     const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
-    const View written = valid.empty() ? read : as_input(dx);
+    const View written = valid.empty() ? read : View(dx);
     return execute(Op::input_grad, valid, {&read, &dy, &written}, options, "input_grad", [&](const Run& run) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
@@ -418,7 +420,7 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
 
-    const View written = as_input(dx);
+    const View written = dx;
     return execute(Op::batch_norm_inference_backward, valid, {&x, &dy, &written}, options,
                    "batch_norm_inference_backward", [&](const Run& run) {
                        const Stages& stages = run.stages;

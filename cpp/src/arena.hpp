@@ -17,10 +17,14 @@ class Arena {
         base_ = reinterpret_cast<char*>((address + alignment - 1) / alignment * alignment);
     }
 
+    // n * m of T. More than can be addressed adds up to what no memory has, not to a little after overflow.
     template <class T>
-    T* take(std::int64_t n) noexcept {
+    T* take(std::int64_t n, std::int64_t m = 1) noexcept {
         T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-        used_ += (static_cast<std::size_t>(n) * sizeof(T) + alignment - 1) / alignment * alignment;
+        std::size_t bytes;
+        const bool fits = !__builtin_mul_overflow(n, m, &bytes) && !__builtin_mul_overflow(bytes, sizeof(T), &bytes) &&
+                          bytes <= most && used_ <= most;
+        used_ = fits ? used_ + (bytes + alignment - 1) / alignment * alignment : 2 * most;
         return piece;
     }
 
@@ -28,6 +32,8 @@ class Arena {
     std::size_t bytes() const noexcept { return used_ + alignment - 1; }
 
   private:
+    static constexpr std::size_t most = SIZE_MAX / 4;
+
     char* base_ = nullptr;
     std::size_t used_ = 0;
 };

@@ -50,10 +50,10 @@ char* Memory::pivots(int worker) const noexcept { return tiles(worker) + pivots_
 Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, bool reduces) noexcept {
     const int64_t n = box.statistics();
     if (reduces)
-        for (double*& slot : slots) slot = arena.take<double>(n * chunks.count());
+        for (double*& slot : slots) slot = arena.take<double>(n, chunks.count());
     for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
         *column = arena.take<double>(n);
-    for (void*& values : coefficients) values = arena.take<char>(n * item_size(box.dtype));
+    for (void*& values : coefficients) values = arena.take<char>(n, item_size(box.dtype));
     workers = arena.take<char>(threads * worker_bytes());
 }
 

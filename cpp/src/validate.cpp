@@ -18,18 +18,6 @@ bool same_shape(const std::int64_t* a, int a_rank, const std::int64_t* b, int b_
 
 }  // namespace
 
-View as_input(const MutView& view) noexcept {
-    View input;
-    input.data = view.data;
-    input.dtype = view.dtype;
-    input.rank = view.rank;
-    for (int d = 0; d < max_rank; ++d) {
-        input.shape[d] = view.shape[d];
-        input.stride[d] = view.stride[d];
-    }
-    return input;
-}
-
 bool Validator::can_check(const char* name, int rank, bool has_data, bool is_empty) noexcept {
     if (!ok()) return false;
     if (rank < 0 || rank > max_rank)
@@ -139,7 +127,7 @@ void Validator::param_sign(const char* name, const Param& param, bool positive) 
 
 void Validator::stat_output(const char* name, const MutParam& param, bool may_be_scalar) noexcept {
     if (absent(param)) return;
-    const View view = as_input(param);
+    const View view = param;
     this->param(name, view, false);
     if (!ok()) return;
     if (param.rank == 0 && kept_rank_ > 0 && !may_be_scalar)
@@ -152,7 +140,7 @@ void Validator::stat_output(const char* name, const MutParam& param, bool may_be
 }
 
 void Validator::output(const char* name, const MutView& out) noexcept {
-    const View view = as_input(out);
+    const View view = out;
     tensor(name, view);
     if (ok() && !elements_distinct(view))
         status_ = failure(Code::invalid_value,
@@ -162,7 +150,7 @@ void Validator::output(const char* name, const MutView& out) noexcept {
 
 void Validator::apart(const char* name, const MutView& out, const char* other_name, const View& other) noexcept {
     if (!ok() || (absent(other)) || (absent(out))) return;
-    const View view = as_input(out);
+    const View view = out;
     if (!identical(view, other) && overlap(view, other))
         status_ = failure(Code::invalid_value, "%s: %s overlaps %s, expected separate memory or exactly %s", function_,
                           name, other_name, other_name);

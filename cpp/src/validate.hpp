@@ -5,9 +5,6 @@
 
 namespace batchnorm {
 
-// The view that a written operand is to what reads it.
-View as_input(const MutView& view) noexcept;
-
 // Checks the arguments of one call one after the other; after the first failure the rest are passed over.
 class Validator {
   public:

@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 #if defined(_WIN32)
 #define BATCHNORM_API
@@ -65,6 +66,20 @@ struct BasicView {
     int rank = 0;
     std::int64_t shape[max_rank] = {};
     std::int64_t stride[max_rank] = {};
+
+    // What may be written may be read.
+    template <class Const, class = std::enable_if_t<!std::is_const_v<Pointer> && std::is_same_v<Const, const Pointer>>>
+    operator BasicView<Const>() const noexcept {
+        BasicView<Const> view;
+        view.data = data;
+        view.dtype = dtype;
+        view.rank = rank;
+        for (int d = 0; d < max_rank; ++d) {
+            view.shape[d] = shape[d];
+            view.stride[d] = stride[d];
+        }
+        return view;
+    }
 };
 using View = BasicView<const void>;
 using MutView = BasicView<void>;
