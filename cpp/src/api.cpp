@@ -9,19 +9,21 @@
 namespace batchnorm {
 namespace {
 
+// A stage that goes over a chunk of a block of channels: reduce or apply.
+using Stage = void (Stages::*)(int64_t g, int64_t k, Range channels, int worker) const noexcept;
+
 // The stages of a call, over all of its box.
 struct Run {
     const Stages& stages;
     const Plan& plan;
     const Team& team;
 
-    // body(g, k, channels, worker) for every chunk of every block of channels, in memory order.
-    template <class Body>
-    void each_piece(const Body& body) const noexcept {
+    // Every chunk of every block of channels, in memory order.
+    void each_piece(Stage stage) const noexcept {
         const int64_t blocks = count_blocks(plan.channel_block), chunks = stages.chunks.count();
         parallel_for(team, stages.box.groups() * chunks * blocks, [&](int64_t task, int worker) {
             const int64_t g = task / (chunks * blocks), k = task / blocks % chunks;
-            body(g, k, block_range(task % blocks, plan.channel_block), worker);
+            (stages.*stage)(g, k, block_range(task % blocks, plan.channel_block), worker);
         });
     }
 
@@ -33,18 +35,20 @@ struct Run {
                      [&](int64_t task, int worker) { body(task / blocks, block_range(task % blocks, block), worker); });
     }
 
-    template <class Reduce, class Merge, class Apply>
-    void traverse(const Reduce& reduce, const Merge& merge, const Apply& apply) const noexcept {
+    // reduce, merge(g, channels) and, unless it is null, apply.
+    template <class Merge>
+    void traverse(Stage reduce, const Merge& merge, Stage apply) const noexcept {
         if (plan.traversal == Traversal::slabs) {
             each_block(plan.channel_block, [&](int64_t g, Range channels, int worker) {
-                for (int64_t k = 0; k < stages.chunks.count(); ++k) reduce(g, k, channels, worker);
+                for (int64_t k = 0; k < stages.chunks.count(); ++k) (stages.*reduce)(g, k, channels, worker);
                 merge(g, channels);
-                for (int64_t k = 0; k < stages.chunks.count(); ++k) apply(g, k, channels, worker);
+                if (!apply) return;
+                for (int64_t k = 0; k < stages.chunks.count(); ++k) (stages.*apply)(g, k, channels, worker);
             });
         } else {
             each_piece(reduce);
             each_block(merge_block, [&](int64_t g, Range channels, int) { merge(g, channels); });
-            each_piece(apply);
+            if (apply) each_piece(apply);
         }
     }
 
@@ -59,8 +63,6 @@ struct Run {
     }
 };
 
-constexpr auto nothing = [](int64_t, int64_t, Range, int) {};
-
 bool reduces(Op op) noexcept { return op != Op::batch_norm_inference && op != Op::normalize && op != Op::input_grad; }
 
 // Operands that op goes over twice.
@@ -69,7 +71,7 @@ int tensors(Op op) noexcept { return op == Op::batch_norm || op == Op::moments ?
 // Finds the kernels, plans, gets the memory and calls body(run). The arguments are valid and x is not empty.
 template <class Body>
 Status execute(Op op, const Validator& valid, const View* const (&views)[roles], const Options& options,
-               const char* function, const Body& body) noexcept {
+               const Body& body) noexcept {
     Status status;
     const kernels::KernelTable* table = active_kernels(status);
     if (!table) return status;
@@ -82,11 +84,12 @@ Status execute(Op op, const Validator& valid, const View* const (&views)[roles],
     Arena measure;
     Memory(measure, box, chunks, team.threads, reduces(op));
     if (options.workspace.data && options.workspace.bytes < measure.bytes())
-        return failure(Code::invalid_value, "%s: workspace has %zu bytes, expected at least %zu", function,
+        return failure(Code::invalid_value, "%s: workspace has %zu bytes, expected at least %zu", valid.function(),
                        options.workspace.bytes, measure.bytes());
     const Scratch scratch(options.workspace, measure.bytes());
     if (!scratch.data())
-        return failure(Code::out_of_memory, "%s: no memory for a workspace of %zu bytes", function, measure.bytes());
+        return failure(Code::out_of_memory, "%s: no memory for a workspace of %zu bytes", valid.function(),
+                       measure.bytes());
 
     Arena arena(scratch.data());
     const Memory memory(arena, box, chunks, team.threads, reduces(op));
@@ -147,30 +150,27 @@ Status core::batch_norm(const View& x, const Axes& axes, const Param& gamma, con
     valid.eps(options.eps);
     valid.options(options);
     valid.training();
-    valid.output("out", out);
-    valid.apart("out", out, "x", x);
-    valid.apart("out", out, "gamma", gamma);
-    valid.apart("out", out, "beta", beta);
+    valid.output("out", out, {{"x", x}, {"gamma", gamma}, {"beta", beta}});
     check_saved(valid, saved);
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill_empty(saved, options.eps), Status{};
 
     const View written = out;
-    return execute(Op::batch_norm, valid, {&x, nullptr, &written}, options, "batch_norm", [&](const Run& run) {
+    return execute(Op::batch_norm, valid, {&x, nullptr, &written}, options, [&](const Run& run) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         const Column shift = load_column(stages.box, beta, 0, memory.beta);
         const Column count{nullptr, static_cast<double>(valid.values())};
         run.traverse(
-            [&](int64_t g, int64_t k, Range channels, int worker) { stages.reduce_moments(g, k, channels, worker); },
+            &Stages::reduce_moments,
             [&](int64_t g, Range channels) {
                 stages.merge_moments(g, channels);
                 stages.variance_from_m2(g, channels, count);
                 stages.inv_std_from_variance(g, channels, options.eps);
                 stages.normalize_coefficients(g, channels, scale, shift);
             },
-            [&](int64_t g, int64_t k, Range channels, int worker) { stages.normalize(g, k, channels, worker); });
+            &Stages::normalize);
         store_stats(stages.box, memory, saved);
     });
 }
@@ -186,15 +186,14 @@ Status core::moments(const View& x, const Axes& axes, const MutMoments& out, con
     if (valid.empty()) {
         fill(out.mean, 0);
         fill(out.m2, 0);
-        fill(out.count, 0);
+        fill(out.count, static_cast<double>(valid.values()));
         return {};
     }
 
-    return execute(Op::moments, valid, {&x, nullptr, nullptr}, options, "moments", [&](const Run& run) {
+    return execute(Op::moments, valid, {&x, nullptr, nullptr}, options, [&](const Run& run) {
         const Stages& stages = run.stages;
         run.traverse(
-            [&](int64_t g, int64_t k, Range channels, int worker) { stages.reduce_moments(g, k, channels, worker); },
-            [&](int64_t g, Range channels) { stages.merge_moments(g, channels); }, nothing);
+            &Stages::reduce_moments, [&](int64_t g, Range channels) { stages.merge_moments(g, channels); }, nullptr);
         store_column(stages.box, {stages.memory.mean, 0}, out.mean);
         store_column(stages.box, {stages.memory.spread, 0}, out.m2);
         fill(out.count, static_cast<double>(valid.values()));
@@ -213,12 +212,7 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
     valid.param("beta", beta, false);
     valid.eps(options.eps);
     valid.options(options);
-    valid.output("out", out);
-    valid.apart("out", out, "x", x);
-    valid.apart("out", out, "mean", moments.mean);
-    valid.apart("out", out, "m2", moments.m2);
-    valid.apart("out", out, "gamma", gamma);
-    valid.apart("out", out, "beta", beta);
+    valid.output("out", out, {{"x", x}, {"mean", moments.mean}, {"m2", moments.m2}, {"gamma", gamma}, {"beta", beta}});
     check_saved(valid, saved);
     if (!valid.empty()) valid.param_sign("count", moments.count, true);
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
@@ -226,7 +220,7 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
     // An empty part of a batch still has the statistics of the whole.
     const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
     const View written = valid.empty() ? read : View(out);
-    return execute(Op::normalize, valid, {&read, nullptr, &written}, options, "normalize", [&](const Run& run) {
+    return execute(Op::normalize, valid, {&read, nullptr, &written}, options, [&](const Run& run) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
         load_array(stages.box, moments.mean, memory.mean);
@@ -238,9 +232,7 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
         stages.variance_from_m2(0, all, count);
         stages.inv_std_from_variance(0, all, options.eps);
         stages.normalize_coefficients(0, all, scale, shift);
-        if (!valid.empty())
-            run.each_piece(
-                [&](int64_t g, int64_t k, Range channels, int worker) { stages.normalize(g, k, channels, worker); });
+        if (!valid.empty()) run.each_piece(&Stages::normalize);
         store_stats(stages.box, memory, saved);
     });
 }
@@ -257,29 +249,22 @@ Status core::batch_norm_inference(const View& x, const Axes& axes, const Param& 
     valid.param("beta", beta, false);
     valid.eps(options.eps);
     valid.options(options);
-    valid.output("out", out);
-    valid.apart("out", out, "x", x);
-    valid.apart("out", out, "mean", mean);
-    valid.apart("out", out, "var", var);
-    valid.apart("out", out, "gamma", gamma);
-    valid.apart("out", out, "beta", beta);
+    valid.output("out", out, {{"x", x}, {"mean", mean}, {"var", var}, {"gamma", gamma}, {"beta", beta}});
     if (!valid.ok() || valid.empty()) return valid.status();
 
     const View written = out;
-    return execute(
-        Op::batch_norm_inference, valid, {&x, nullptr, &written}, options, "batch_norm_inference", [&](const Run& run) {
-            const Stages& stages = run.stages;
-            const Memory& memory = stages.memory;
-            load_array(stages.box, mean, memory.mean);
-            load_array(stages.box, var, memory.spread);
-            const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
-            const Column shift = load_column(stages.box, beta, 0, memory.beta);
-            const Range all{0, stages.box.statistics()};
-            stages.inv_std_from_variance(0, all, options.eps);
-            stages.normalize_coefficients(0, all, scale, shift);
-            run.each_piece(
-                [&](int64_t g, int64_t k, Range channels, int worker) { stages.normalize(g, k, channels, worker); });
-        });
+    return execute(Op::batch_norm_inference, valid, {&x, nullptr, &written}, options, [&](const Run& run) {
+        const Stages& stages = run.stages;
+        const Memory& memory = stages.memory;
+        load_array(stages.box, mean, memory.mean);
+        load_array(stages.box, var, memory.spread);
+        const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
+        const Column shift = load_column(stages.box, beta, 0, memory.beta);
+        const Range all{0, stages.box.statistics()};
+        stages.inv_std_from_variance(0, all, options.eps);
+        stages.normalize_coefficients(0, all, scale, shift);
+        run.each_piece(&Stages::normalize);
+    });
 }
 
 // -------------------------------------------------------------------------------------------------------- backward
@@ -295,34 +280,28 @@ Status core::batch_norm_backward(const View& dy, const View& x, const Axes& axes
     valid.param("gamma", gamma, false);
     valid.options(options);
     valid.training();
-    valid.output("out", dx);
-    valid.apart("out", dx, "dy", dy);
-    valid.apart("out", dx, "x", x);
-    valid.apart("out", dx, "gamma", gamma);
+    valid.output("out", dx, {{"dy", dy}, {"x", x}, {"gamma", gamma}});
     check_param_grads(valid, dgamma, dbeta);
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
 
     const View written = dx;
-    return execute(
-        Op::batch_norm_backward, valid, {&x, &dy, &written}, options, "batch_norm_backward", [&](const Run& run) {
-            const Stages& stages = run.stages;
-            const Memory& memory = stages.memory;
-            load_array(stages.box, saved.mean, memory.mean);
-            load_array(stages.box, saved.inv_std, memory.inv_std);
-            const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
-            const Column count{nullptr, static_cast<double>(valid.values())};
-            run.traverse(
-                [&](int64_t g, int64_t k, Range channels, int worker) {
-                    stages.reduce_gradients(g, k, channels, worker);
-                },
-                [&](int64_t g, Range channels) {
-                    stages.merge_gradients(g, channels);
-                    stages.input_grad_coefficients(g, channels, scale, count);
-                },
-                [&](int64_t g, int64_t k, Range channels, int worker) { stages.input_grad(g, k, channels, worker); });
-            store_param_grads(stages.box, memory, dgamma, dbeta);
-        });
+    return execute(Op::batch_norm_backward, valid, {&x, &dy, &written}, options, [&](const Run& run) {
+        const Stages& stages = run.stages;
+        const Memory& memory = stages.memory;
+        load_array(stages.box, saved.mean, memory.mean);
+        load_array(stages.box, saved.inv_std, memory.inv_std);
+        const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
+        const Column count{nullptr, static_cast<double>(valid.values())};
+        run.traverse(
+            &Stages::reduce_gradients,
+            [&](int64_t g, Range channels) {
+                stages.merge_gradients(g, channels);
+                stages.input_grad_coefficients(g, channels, scale, count);
+            },
+            &Stages::input_grad);
+        store_param_grads(stages.box, memory, dgamma, dbeta);
+    });
 }
 
 Status core::grad_sums(const View& dy, const View& x, const Axes& axes, const Stats& saved, const MutGradSums& out,
@@ -339,16 +318,16 @@ Status core::grad_sums(const View& dy, const View& x, const Axes& axes, const St
     if (valid.empty()) {
         fill(out.sum_dy, 0);
         fill(out.sum_dy_xmu, 0);
-        fill(out.count, 0);
+        fill(out.count, static_cast<double>(valid.values()));
         return {};
     }
 
-    return execute(Op::grad_sums, valid, {&x, &dy, nullptr}, options, "grad_sums", [&](const Run& run) {
+    return execute(Op::grad_sums, valid, {&x, &dy, nullptr}, options, [&](const Run& run) {
         const Stages& stages = run.stages;
         load_array(stages.box, saved.mean, stages.memory.mean);
         run.traverse(
-            [&](int64_t g, int64_t k, Range channels, int worker) { stages.reduce_gradients(g, k, channels, worker); },
-            [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); }, nothing);
+            &Stages::reduce_gradients, [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); },
+            nullptr);
         store_column(stages.box, {stages.memory.sum_dy, 0}, out.sum_dy);
         store_column(stages.box, {stages.memory.sum_dy_xmu, 0}, out.sum_dy_xmu);
         fill(out.count, static_cast<double>(valid.values()));
@@ -368,10 +347,7 @@ Status core::input_grad(const View& dy, const View& x, const Axes& axes, const S
     valid.param("sums.sum_dy_xmu", sums.sum_dy_xmu, true);
     valid.param("gamma", gamma, false);
     valid.options(options);
-    valid.output("out", dx);
-    valid.apart("out", dx, "dy", dy);
-    valid.apart("out", dx, "x", x);
-    valid.apart("out", dx, "gamma", gamma);
+    valid.output("out", dx, {{"dy", dy}, {"x", x}, {"gamma", gamma}});
     check_param_grads(valid, dgamma, dbeta);
     if (!valid.empty()) valid.param_sign("sums.count", sums.count, true);
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
@@ -379,7 +355,7 @@ Status core::input_grad(const View& dy, const View& x, const Axes& axes, const S
     // An empty part of a batch still has the sums of the whole.
     const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
     const View written = valid.empty() ? read : View(dx);
-    return execute(Op::input_grad, valid, {&read, &dy, &written}, options, "input_grad", [&](const Run& run) {
+    return execute(Op::input_grad, valid, {&read, &dy, &written}, options, [&](const Run& run) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
         load_array(stages.box, saved.mean, memory.mean);
@@ -390,8 +366,7 @@ Status core::input_grad(const View& dy, const View& x, const Axes& axes, const S
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         if (!valid.empty()) {
             stages.input_grad_coefficients(0, {0, stages.box.statistics()}, scale, count);
-            run.each_piece(
-                [&](int64_t g, int64_t k, Range channels, int worker) { stages.input_grad(g, k, channels, worker); });
+            run.each_piece(&Stages::input_grad);
         }
         store_param_grads(stages.box, memory, dgamma, dbeta);
     });
@@ -410,35 +385,26 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
     valid.param("gamma", gamma, false);
     valid.eps(options.eps);
     valid.options(options);
-    valid.output("out", dx);
-    valid.apart("out", dx, "dy", dy);
-    valid.apart("out", dx, "x", x);
-    valid.apart("out", dx, "mean", mean);
-    valid.apart("out", dx, "var", var);
-    valid.apart("out", dx, "gamma", gamma);
+    valid.output("out", dx, {{"dy", dy}, {"x", x}, {"mean", mean}, {"var", var}, {"gamma", gamma}});
     check_param_grads(valid, dgamma, dbeta);
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
 
     const View written = dx;
-    return execute(Op::batch_norm_inference_backward, valid, {&x, &dy, &written}, options,
-                   "batch_norm_inference_backward", [&](const Run& run) {
-                       const Stages& stages = run.stages;
-                       const Memory& memory = stages.memory;
-                       load_array(stages.box, mean, memory.mean);
-                       load_array(stages.box, var, memory.spread);
-                       const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
-                       const Range all{0, stages.box.statistics()};
-                       stages.inv_std_from_variance(0, all, options.eps);
-                       stages.scale_coefficients(0, all, scale);
-                       run.traverse([&](int64_t g, int64_t k, Range channels,
-                                        int worker) { stages.reduce_gradients(g, k, channels, worker); },
-                                    [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); },
-                                    [&](int64_t g, int64_t k, Range channels, int worker) {
-                                        stages.scale(g, k, channels, worker);
-                                    });
-                       store_param_grads(stages.box, memory, dgamma, dbeta);
-                   });
+    return execute(Op::batch_norm_inference_backward, valid, {&x, &dy, &written}, options, [&](const Run& run) {
+        const Stages& stages = run.stages;
+        const Memory& memory = stages.memory;
+        load_array(stages.box, mean, memory.mean);
+        load_array(stages.box, var, memory.spread);
+        const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
+        const Range all{0, stages.box.statistics()};
+        stages.inv_std_from_variance(0, all, options.eps);
+        stages.scale_coefficients(0, all, scale);
+        run.traverse(
+            [&](int64_t g, int64_t k, Range channels, int worker) { stages.reduce_gradients(g, k, channels, worker); },
+            [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); }, &Stages::scale);
+        store_param_grads(stages.box, memory, dgamma, dbeta);
+    });
 }
 
 // ------------------------------------------------------------------------------------------------------- workspace

@@ -136,24 +136,23 @@ void Validator::stat_output(const char* name, const MutParam& param, bool may_be
     else if (!elements_distinct(view))
         status_ = failure(Code::invalid_value, "%s: %s has elements that share memory", function_, name);
     else
-        apart(name, param, "x", *x_);
+        apart(name, view, {"x", *x_});
 }
 
-void Validator::output(const char* name, const MutView& out) noexcept {
+void Validator::output(const char* name, const MutView& out, std::initializer_list<Input> inputs) noexcept {
     const View view = out;
     tensor(name, view);
     if (ok() && !elements_distinct(view))
         status_ = failure(Code::invalid_value,
                           "%s: %s has elements that share memory (a 0 stride?), expected one place for each", function_,
                           name);
+    for (const Input& input : inputs) apart(name, view, input);
 }
 
-void Validator::apart(const char* name, const MutView& out, const char* other_name, const View& other) noexcept {
-    if (!ok() || (absent(other)) || (absent(out))) return;
-    const View view = out;
-    if (!identical(view, other) && overlap(view, other))
-        status_ = failure(Code::invalid_value, "%s: %s overlaps %s, expected separate memory or exactly %s", function_,
-                          name, other_name, other_name);
+void Validator::apart(const char* name, const View& written, const Input& input) noexcept {
+    if (!ok() || absent(input.view) || identical(written, input.view) || !overlap(written, input.view)) return;
+    status_ = failure(Code::invalid_value, "%s: %s overlaps %s, expected separate memory or exactly %s", function_,
+                      name, input.name, input.name);
 }
 
 }  // namespace batchnorm

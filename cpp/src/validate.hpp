@@ -10,6 +10,7 @@ class Validator {
   public:
     explicit Validator(const char* function) noexcept : function_(function) {}
 
+    const char* function() const noexcept { return function_; }
     bool ok() const noexcept { return status_.ok(); }
     const Status& status() const noexcept { return status_; }
 
@@ -25,9 +26,12 @@ class Validator {
     // Not negative, or (positive) above 0; NaN passes as what it is in the data.
     void param_sign(const char* name, const Param& param, bool positive) noexcept;
     void stat_output(const char* name, const MutParam& param, bool may_be_scalar = false) noexcept;
-    // Of x's shape and type, sharing no memory with what is read, unless it is that.
-    void output(const char* name, const MutView& out) noexcept;
-    void apart(const char* name, const MutView& out, const char* other_name, const View& other) noexcept;
+    // Of x's shape and type, sharing no memory with an input, unless it is exactly that.
+    struct Input {
+        const char* name;
+        const View& view;
+    };
+    void output(const char* name, const MutView& out, std::initializer_list<Input> inputs) noexcept;
 
     // What x and the axes say.
     bool empty() const noexcept { return statistics_ == 0 || values_ == 0; }
@@ -36,6 +40,7 @@ class Validator {
     const bool (&kept() const noexcept)[max_rank] { return kept_; }
 
   private:
+    void apart(const char* name, const View& written, const Input& input) noexcept;
     // Whether a check of this view can go on: earlier ones passed and its rank is one that it can have.
     bool can_check(const char* name, int rank, bool has_data, bool is_empty) noexcept;
 
