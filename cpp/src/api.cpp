@@ -401,8 +401,8 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
         stages.inv_std_from_variance(0, all, options.eps);
         stages.scale_coefficients(0, all, scale);
         run.traverse(
-            [&](int64_t g, int64_t k, Range channels, int worker) { stages.reduce_gradients(g, k, channels, worker); },
-            [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); }, &Stages::scale);
+            &Stages::reduce_gradients, [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); },
+            &Stages::scale);
         store_param_grads(stages.box, memory, dgamma, dbeta);
     });
 }
@@ -415,8 +415,9 @@ Status core::workspace_bytes(Op op, const View& x, const Axes& axes, const Optio
     Validator valid("workspace_bytes");
     valid.x(x, axes);
     valid.options(options);
-    if (!valid.ok() || valid.empty()) return valid.status();
-    const Box box = canonicalize({&x, nullptr, nullptr}, valid.kept());
+    if (!valid.ok() || valid.statistics() == 0) return valid.status();
+    const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
+    const Box box = canonicalize({&read, nullptr, nullptr}, valid.kept());
     const Chunks chunks(box);
     Arena measure;
     Memory(measure, box, chunks, make_team(options, box.elements()).threads, reduces(op));
