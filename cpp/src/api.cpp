@@ -79,7 +79,7 @@ Status execute(Op op, const Validator& valid, const View* const (&views)[roles],
     const Box box = canonicalize(views, valid.kept());
     const Chunks chunks(box);
     const Team team = make_team(options, box.elements());
-    const Plan plan = make_plan(box, chunks, tensors(op), team.threads);
+    const Plan plan = make_plan(box, chunks, tensors(op), reduces(op), team.threads);
 
     Arena measure;
     Memory(measure, box, chunks, team.threads, reduces(op));
@@ -93,7 +93,7 @@ Status execute(Op op, const Validator& valid, const View* const (&views)[roles],
 
     Arena arena(scratch.data());
     const Memory memory(arena, box, chunks, team.threads, reduces(op));
-    const Stages stages{box, chunks, box.dtype == DType::f32 ? table->f32 : table->f64, memory};
+    const Stages stages{box, chunks, box.dtype == DType::f32 ? table->f32 : table->f64, memory, plan.stream};
     body(Run{stages, plan, team});
     return status;
 }

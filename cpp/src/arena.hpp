@@ -17,14 +17,10 @@ class Arena {
         base_ = reinterpret_cast<char*>((address + alignment - 1) / alignment * alignment);
     }
 
-    // n * m of T. More than can be addressed adds up to what no memory has, not to a little after overflow.
     template <class T>
-    T* take(std::int64_t n, std::int64_t m = 1) noexcept {
+    T* take(std::int64_t n) noexcept {
         T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-        std::size_t bytes;
-        const bool fits = !__builtin_mul_overflow(n, m, &bytes) && !__builtin_mul_overflow(bytes, sizeof(T), &bytes) &&
-                          bytes <= most && used_ <= most;
-        used_ = fits ? used_ + (bytes + alignment - 1) / alignment * alignment : 2 * most;
+        used_ += (static_cast<std::size_t>(n) * sizeof(T) + alignment - 1) / alignment * alignment;
         return piece;
     }
 
@@ -32,8 +28,6 @@ class Arena {
     std::size_t bytes() const noexcept { return used_ + alignment - 1; }
 
   private:
-    static constexpr std::size_t most = SIZE_MAX / 4;
-
     char* base_ = nullptr;
     std::size_t used_ = 0;
 };

@@ -5,6 +5,8 @@ namespace {
 
 // What a thread may expect to find in its caches on the second reading.
 constexpr int64_t cached_bytes = 4 << 20;
+// An output of this size would push out of the caches more than what of it would stay in them.
+constexpr int64_t streamed_bytes = 16 << 20;
 // Work of a task of the two passes, and memory that it should read in one go.
 constexpr int64_t task_elements = 32768;
 constexpr int64_t contiguous_bytes = 4096;
@@ -14,18 +16,19 @@ constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
 }  // namespace
 
-Plan make_plan(const Box& box, const Chunks& chunks, int tensors, int threads) noexcept {
+Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept {
+    const bool stream = box.elements() * item_size(box.dtype) >= streamed_bytes;
     const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
     if (box.pattern == Pattern::row) {
         const int64_t block = min(ceil_div(contiguous_bytes, box.inners() * item_size(box.dtype)), box.channels());
         const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
-        if (channel_bytes * block <= cached_bytes && slabs >= threads) return {Traversal::slabs, block};
-        const int64_t chunk_elements = chunks.values(0);
-        return {Traversal::two_passes, min(ceil_div(task_elements, chunk_elements), box.channels())};
+        if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads)
+            return {Traversal::slabs, block, stream};
+        return {Traversal::two_passes, min(ceil_div(task_elements, chunks.values(0)), box.channels()), stream};
     }
     const int64_t block = min(box.channels(), most_lanes);
     const bool groups_suffice = box.groups() >= threads && channel_bytes * block <= cached_bytes;
-    return {groups_suffice ? Traversal::slabs : Traversal::two_passes, block};
+    return {reduces && groups_suffice ? Traversal::slabs : Traversal::two_passes, block, stream};
 }
 
 }  // namespace batchnorm

@@ -14,10 +14,11 @@ enum class Traversal : std::uint8_t {
 struct Plan {
     Traversal traversal;
     int64_t channel_block;  // channels that one task takes
+    bool stream;            // whether outputs are written past the caches
 };
 
-// For a call that goes over `tensors` operands twice, on so many threads.
-Plan make_plan(const Box& box, const Chunks& chunks, int tensors, int threads) noexcept;
+// For a call that reduces (or only applies) over `tensors` operands, on so many threads.
+Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept;
 
 // No plan has a larger block in Pattern::lane.
 inline constexpr int64_t most_lanes = 4096;

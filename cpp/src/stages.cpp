@@ -50,10 +50,10 @@ char* Memory::pivots(int worker) const noexcept { return tiles(worker) + pivots_
 Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, bool reduces) noexcept {
     const int64_t n = box.statistics();
     if (reduces)
-        for (double*& slot : slots) slot = arena.take<double>(n, chunks.count());
+        for (double*& slot : slots) slot = arena.take<double>(n * chunks.count());
     for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
         *column = arena.take<double>(n);
-    for (void*& values : coefficients) values = arena.take<char>(n, item_size(box.dtype));
+    for (void*& values : coefficients) values = arena.take<char>(n * item_size(box.dtype));
     workers = arena.take<char>(threads * worker_bytes());
 }
 
@@ -267,7 +267,7 @@ void Stages::apply_normalize(Role from, int64_t g, int64_t k, Range channels, in
                 return static_cast<const char*>(memory.coefficients[i]) + (statistic + span.first * step) * unit;
             };
             kernels.normalize[box.pattern]({span.data[from], span.stride[from], span.data[role_out],
-                                            span.stride[role_out], span.rows, span.n, at(0), at(1), at(2)});
+                                            span.stride[role_out], span.rows, span.n, at(0), at(1), at(2), streams()});
         });
     });
 }
@@ -291,7 +291,7 @@ void Stages::input_grad(int64_t g, int64_t k, Range channels, int worker) const 
             };
             kernels.input_grad[box.pattern]({span.data[role_dy], span.stride[role_dy], span.data[role_x],
                                              span.stride[role_x], span.data[role_out], span.stride[role_out], span.rows,
-                                             span.n, at(0), at(1), at(2), at(3), at(4), at(5)});
+                                             span.n, at(0), at(1), at(2), at(3), at(4), at(5), streams()});
         });
     });
 }

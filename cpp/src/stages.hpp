@@ -32,6 +32,7 @@ struct Stages {
     const Chunks& chunks;
     const kernels::TypeKernels& kernels;
     const Memory& memory;
+    bool stream;  // whether outputs are written past the caches
 
     // A chunk's mean and m2, or its gradient sums, into its slots.
     void reduce_moments(int64_t g, int64_t k, Range channels, int worker) const noexcept;
@@ -58,6 +59,8 @@ struct Stages {
     double* slot(int which, int64_t g, int64_t k) const noexcept {
         return memory.slots[which] + (g * chunks.count() + k) * box.channels();
     }
+    // A tile is read again at once, to unpack it.
+    bool streams() const noexcept { return stream && box.operand[role_out].direct; }
     template <class Body>
     void for_each_region(int64_t g, int64_t k, Range channels, const Body& body) const noexcept;
     void apply_normalize(Role from, int64_t g, int64_t k, Range channels, int worker) const noexcept;

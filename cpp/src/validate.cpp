@@ -9,6 +9,9 @@
 namespace batchnorm {
 namespace {
 
+// More than any memory holds, and so few that no size in bytes overflows. An x with 0 strides can claim to have more.
+constexpr std::int64_t most_elements = std::int64_t{1} << 48;
+
 bool same_shape(const std::int64_t* a, int a_rank, const std::int64_t* b, int b_rank) noexcept {
     if (a_rank != b_rank) return false;
     for (int d = 0; d < a_rank; ++d)
@@ -54,7 +57,8 @@ void Validator::x(const View& x, const Axes& axes) noexcept {
     for (int d = 0; d < x.rank; ++d) {
         if (kept_[d]) kept_shape_[kept_rank_++] = x.shape[d];
         zero |= x.shape[d] == 0;
-        const bool too_large = x.shape[d] > 0 && __builtin_mul_overflow(elements, x.shape[d], &elements);
+        const bool too_large =
+            x.shape[d] > 0 && (__builtin_mul_overflow(elements, x.shape[d], &elements) || elements > most_elements);
         if (x.shape[d] < 0 || too_large) {
             status_ = failure(Code::invalid_value, "%s: x has the impossible shape %s", function_, shape.text);
             return;

@@ -10,21 +10,31 @@ namespace {
 
 using batchnorm::kernels::InputGradArgs;
 
-template <class T, Pattern pattern>
-void input_grad(const InputGradArgs& args) noexcept {
+template <class T, Pattern pattern, bool stream>
+void input_grad_rows(const InputGradArgs& args) noexcept {
     using Coefficient = PerChannel<T, pattern>;
     const Coefficient hi(args.hi), inv_std(args.inv_std), dy_hi(args.dy_hi), a(args.a), b(args.b), c(args.c);
 
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* dy = row_at<T>(args.dy, args.dy_stride, row);
         const T* x = row_at<T>(args.x, args.x_stride, row);
-        T* dx = row_at<T>(args.dx, args.dx_stride, row);
-        for_each_vector<Vec<T>::width>(args.n, [&](int64_t i, auto... left) {
+        const RowWriter<T, stream> dx{row_at<T>(args.dx, args.dx_stride, row)};
+        const auto step = [&](int64_t i, auto... left) {
             const Vec<T> xhat = (Vec<T>::load(x + i, left...) - hi.at(i, left...)) * inv_std.at(i, left...);
             const Vec<T> u = Vec<T>::load(dy + i, left...) - dy_hi.at(i, left...);
-            fma(a.at(i, left...), u, fma(b.at(i, left...), xhat, c.at(i, left...))).store(dx + i, left...);
-        });
+            dx.write(fma(a.at(i, left...), u, fma(b.at(i, left...), xhat, c.at(i, left...))), i, left...);
+        };
+        for_each_vector<Vec<T>::width>(args.n, step, dx.head(args.n));
     }
+    if (stream) finish_streams();
+}
+
+template <class T, Pattern pattern>
+void input_grad(const InputGradArgs& args) noexcept {
+    if (args.stream && worth_streaming<T>(args.dx, args.dx_stride, args.n))
+        input_grad_rows<T, pattern, true>(args);
+    else
+        input_grad_rows<T, pattern, false>(args);
 }
 
 }  // namespace

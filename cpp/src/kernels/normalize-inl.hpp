@@ -9,19 +9,29 @@ namespace {
 
 using batchnorm::kernels::NormalizeArgs;
 
-template <class T, Pattern pattern>
-void normalize(const NormalizeArgs& args) noexcept {
+template <class T, Pattern pattern, bool stream>
+void normalize_rows(const NormalizeArgs& args) noexcept {
     using Coefficient = PerChannel<T, pattern>;
     const Coefficient hi(args.hi), scale(args.scale), shift(args.shift);
 
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* x = row_at<T>(args.x, args.x_stride, row);
-        T* y = row_at<T>(args.y, args.y_stride, row);
-        for_each_vector<Vec<T>::width>(args.n, [&](int64_t i, auto... left) {
+        const RowWriter<T, stream> y{row_at<T>(args.y, args.y_stride, row)};
+        const auto step = [&](int64_t i, auto... left) {
             const Vec<T> difference = Vec<T>::load(x + i, left...) - hi.at(i, left...);
-            fma(difference, scale.at(i, left...), shift.at(i, left...)).store(y + i, left...);
-        });
+            y.write(fma(difference, scale.at(i, left...), shift.at(i, left...)), i, left...);
+        };
+        for_each_vector<Vec<T>::width>(args.n, step, y.head(args.n));
     }
+    if (stream) finish_streams();
+}
+
+template <class T, Pattern pattern>
+void normalize(const NormalizeArgs& args) noexcept {
+    if (args.stream && worth_streaming<T>(args.y, args.y_stride, args.n))
+        normalize_rows<T, pattern, true>(args);
+    else
+        normalize_rows<T, pattern, false>(args);
 }
 
 }  // namespace

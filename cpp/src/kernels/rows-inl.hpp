@@ -18,10 +18,11 @@ T* row_at(void* data, int64_t stride, int64_t row) {
 }
 
 // step(i) for each whole vector of a row of n elements, then step(i, left) for the elements that are left: what takes
-// the trailing count, such as Vec::load(p, left...), serves both.
+// the trailing count, such as Vec::load(p, left...), serves both. A head of fewer elements than a vector comes first.
 template <int width, class Step>
-void for_each_vector(int64_t n, const Step& step) {
-    int64_t i = 0;
+void for_each_vector(int64_t n, const Step& step, int head = 0) {
+    int64_t i = head;
+    if (head > 0) step(0, head);
     for (; i + width <= n; i += width) step(i);
     if (i < n) step(i, static_cast<int>(n - i));
 }
@@ -46,6 +47,36 @@ class RowPrefetcher {
     const char *row_, *at_;
     int64_t stride_, row_bytes_;
 };
+
+// How a row is written: through the caches, or past them. The latter needs aligned vectors, which come after a head.
+template <class T, bool stream>
+struct RowWriter {
+    T* row;
+
+    int head(int64_t n) const {
+        if (!stream) return 0;
+        constexpr int width = Vec<T>::width;
+        const auto element = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(row) / sizeof(T));
+        const int64_t elements = (width - element % width) % width;
+        return static_cast<int>(elements < n ? elements : n);
+    }
+    void write(Vec<T> v, int64_t i) const {
+        if constexpr (stream)
+            v.stream(row + i);
+        else
+            v.store(row + i);
+    }
+    void write(Vec<T> v, int64_t i, int n) const { v.store(row + i, n); }
+};
+
+// Whether rows can be streamed with profit. A line that is written partly by streams and partly through the caches
+// costs more than streaming saves: rows must start and end on vectors, or be so long that their ends do not count.
+template <class T>
+bool worth_streaming(const void* data, int64_t stride, int64_t n) {
+    const auto ends = reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(stride);
+    const int64_t row_bytes = n * static_cast<int64_t>(sizeof(T));
+    return row_bytes >= 4096 ? ends % sizeof(T) == 0 : ends % sizeof(Vec<T>) == 0 && row_bytes % 64 == 0;
+}
 
 // A per-channel value: one for the whole row, or one for each of its elements.
 template <class T, Pattern pattern>

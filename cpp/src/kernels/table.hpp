@@ -36,6 +36,7 @@ struct NormalizeArgs {
     std::int64_t y_stride;
     std::int64_t rows, n;
     const void *hi, *scale, *shift;  // of x's type
+    bool stream;                     // write past the caches, which y would only sweep
 };
 
 struct GradSumsArgs {
@@ -59,6 +60,7 @@ struct InputGradArgs {
     std::int64_t dx_stride;
     std::int64_t rows, n;
     const void *hi, *inv_std, *dy_hi, *a, *b, *c;  // of x's type
+    bool stream;                                   // as in NormalizeArgs
 };
 
 // The kernels of one element type, each for both patterns.

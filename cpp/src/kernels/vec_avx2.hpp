@@ -1,4 +1,5 @@
 // Vec for AVX2 with FMA: 8 floats or 4 doubles. The n-element forms touch no memory past n; loaded lanes past n are 0.
+// stream() writes past the caches, to whole aligned vectors.
 #pragma once
 
 #include <immintrin.h>
@@ -24,6 +25,7 @@ struct Vec<float> {
     static Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, first_lanes32(n))}; }
     void store(float* p) const { _mm256_storeu_ps(p, r); }
     void store(float* p, int n) const { _mm256_maskstore_ps(p, first_lanes32(n), r); }
+    void stream(float* p) const { _mm256_stream_ps(p, r); }
     static Vec all(float value) { return {_mm256_set1_ps(value)}; }
 };
 
@@ -41,6 +43,7 @@ struct Vec<double> {
     static Vec load(const double* p, int n) { return {_mm256_maskload_pd(p, first_lanes64(n))}; }
     void store(double* p) const { _mm256_storeu_pd(p, r); }
     void store(double* p, int n) const { _mm256_maskstore_pd(p, first_lanes64(n), r); }
+    void stream(double* p) const { _mm256_stream_pd(p, r); }
     static Vec all(double value) { return {_mm256_set1_pd(value)}; }
     // Zero past the first n lanes.
     Vec first(int n) const { return {_mm256_and_pd(r, _mm256_castsi256_pd(first_lanes64(n)))}; }
@@ -50,6 +53,9 @@ inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.r, b.r)}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.r, b.r, c.r)}; }
+
+// Streams become visible in no order of their own: to be called before other threads may read.
+inline void finish_streams() { _mm_sfence(); }
 
 // As many elements as a Vec<double> holds, as doubles.
 inline Vec<double> widen(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }

@@ -18,6 +18,7 @@ struct Vec<float> {
     static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
     void store(float* p) const { _mm512_storeu_ps(p, r); }
     void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first_lanes(n), r); }
+    void stream(float* p) const { _mm512_stream_ps(p, r); }
     static Vec all(float value) { return {_mm512_set1_ps(value)}; }
 
   private:
@@ -40,6 +41,7 @@ struct Vec<double> {
     static Vec load(const double* p, int n) { return {_mm512_maskz_loadu_pd(first_lanes(n), p)}; }
     void store(double* p) const { _mm512_storeu_pd(p, r); }
     void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first_lanes(n), r); }
+    void stream(double* p) const { _mm512_stream_pd(p, r); }
     static Vec all(double value) { return {_mm512_set1_pd(value)}; }
     // Zero past the first n lanes.
     Vec first(int n) const { return {_mm512_maskz_mov_pd(first_lanes(n), r)}; }
@@ -49,6 +51,9 @@ inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm512_add_
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm512_sub_pd(a.r, b.r)}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm512_mul_pd(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm512_fmadd_pd(a.r, b.r, c.r)}; }
+
+// Streams become visible in no order of their own: to be called before other threads may read.
+inline void finish_streams() { _mm_sfence(); }
 
 // As many elements as a Vec<double> holds, as doubles.
 inline Vec<double> widen(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }

@@ -26,6 +26,7 @@ struct Vec<float> {
         store(lanes);
         __builtin_memcpy(p, lanes, static_cast<unsigned>(n) * sizeof(float));
     }
+    void stream(float* p) const { store(p); }
     static Vec all(float value) { return {vdupq_n_f32(value)}; }
 };
 
@@ -51,6 +52,7 @@ struct Vec<double> {
         store(lanes);
         __builtin_memcpy(p, lanes, static_cast<unsigned>(n) * sizeof(double));
     }
+    void stream(double* p) const { store(p); }
     static Vec all(double value) { return {vdupq_n_f64(value)}; }
     // Zero past the first n lanes.
     Vec first(int n) const {
@@ -64,6 +66,8 @@ inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {vaddq_f64(a
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {vsubq_f64(a.r, b.r)}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {vmulq_f64(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {vfmaq_f64(c.r, a.r, b.r)}; }
+
+inline void finish_streams() {}
 
 // As many elements as a Vec<double> holds, as doubles.
 inline Vec<double> widen(const float* p) { return {vcvt_f64_f32(vld1_f32(p))}; }

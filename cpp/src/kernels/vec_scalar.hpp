@@ -16,6 +16,7 @@ struct Vec {
     static Vec load(const T* p, int) { return load(p); }
     void store(T* p) const { __builtin_memcpy(p, &r, sizeof(T)); }
     void store(T* p, int) const { store(p); }
+    void stream(T* p) const { store(p); }
     static Vec all(T value) { return {value}; }
     Vec first(int) const { return *this; }
 };
@@ -36,6 +37,8 @@ template <class T>
 Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
     return {a.r * b.r + c.r};
 }
+
+inline void finish_streams() {}
 
 template <class T>
 Vec<double> widen(const T* p) {
