@@ -40,11 +40,20 @@ void for_each_element(const AnyView& view, const Visit& visit) noexcept {
     }
 }
 
+// Whether one stride walks all elements of a view, of rank 1 or more, in C order.
+template <class AnyView>
+bool one_stride(const AnyView& view) noexcept {
+    for (int d = view.rank - 1; d > 0; --d)
+        if (view.stride[d - 1] != view.shape[d] * view.stride[d]) return false;
+    return view.rank > 0;
+}
+
 // Calls visit(statistic in box order, byte offset in the param) for each statistic.
 template <class AnyView, class Visit>
 void for_each_statistic(const Box& box, const AnyView& param, const Visit& visit) noexcept {
-    if (param.rank == 1 && box.in_order) {
-        for (int64_t s = 0; s < box.statistics(); ++s) visit(s, s * param.stride[0]);
+    if (box.in_order && one_stride(param)) {
+        const int64_t stride = param.stride[param.rank - 1];
+        for (int64_t s = 0; s < box.statistics(); ++s) visit(s, s * stride);
         return;
     }
     int64_t statistic = 0;

@@ -46,7 +46,7 @@ std::vector<double> copy_statistic(const char* argument, nb::handle object, std:
         *shape = own;
     else if (own != expected)
         raise(PyExc_ValueError, "%s has shape %s, expected mean's shape", argument,
-              nb::str(array.attr("shape")).c_str());
+              nb::str(nb::object(array.attr("shape"))).c_str());
     std::vector<double> values(size(own));
     if (!values.empty()) std::memcpy(values.data(), view.data, values.size() * sizeof(double));
     return values;
