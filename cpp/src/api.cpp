@@ -228,10 +228,11 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
         const Column count = load_column(stages.box, moments.count, 1, memory.count);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         const Column shift = load_column(stages.box, beta, 0, memory.beta);
-        const Range all{0, stages.box.statistics()};
-        stages.variance_from_m2(0, all, count);
-        stages.inv_std_from_variance(0, all, options.eps);
-        stages.normalize_coefficients(0, all, scale, shift);
+        run.each_block(stages.box.channels(), [&](int64_t g, Range channels, int) {
+            stages.variance_from_m2(g, channels, count);
+            stages.inv_std_from_variance(g, channels, options.eps);
+            stages.normalize_coefficients(g, channels, scale, shift);
+        });
         if (!valid.empty()) run.each_piece(&Stages::normalize);
         store_stats(stages.box, memory, saved);
     });
@@ -260,9 +261,10 @@ Status core::batch_norm_inference(const View& x, const Axes& axes, const Param& 
         load_array(stages.box, var, memory.spread);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         const Column shift = load_column(stages.box, beta, 0, memory.beta);
-        const Range all{0, stages.box.statistics()};
-        stages.inv_std_from_variance(0, all, options.eps);
-        stages.normalize_coefficients(0, all, scale, shift);
+        run.each_block(stages.box.channels(), [&](int64_t g, Range channels, int) {
+            stages.inv_std_from_variance(g, channels, options.eps);
+            stages.normalize_coefficients(g, channels, scale, shift);
+        });
         run.each_piece(&Stages::normalize);
     });
 }
@@ -365,7 +367,9 @@ Status core::input_grad(const View& dy, const View& x, const Axes& axes, const S
         const Column count = load_column(stages.box, sums.count, 1, memory.count);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         if (!valid.empty()) {
-            stages.input_grad_coefficients(0, {0, stages.box.statistics()}, scale, count);
+            run.each_block(stages.box.channels(), [&](int64_t g, Range channels, int) {
+                stages.input_grad_coefficients(g, channels, scale, count);
+            });
             run.each_piece(&Stages::input_grad);
         }
         store_param_grads(stages.box, memory, dgamma, dbeta);
@@ -397,9 +401,10 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
         load_array(stages.box, mean, memory.mean);
         load_array(stages.box, var, memory.spread);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
-        const Range all{0, stages.box.statistics()};
-        stages.inv_std_from_variance(0, all, options.eps);
-        stages.scale_coefficients(0, all, scale);
+        run.each_block(stages.box.channels(), [&](int64_t g, Range channels, int) {
+            stages.inv_std_from_variance(g, channels, options.eps);
+            stages.scale_coefficients(g, channels, scale);
+        });
         run.traverse(
             &Stages::reduce_gradients, [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); },
             &Stages::scale);

@@ -38,6 +38,9 @@ void finish_moments(double pivot, double n, double& sum_to_mean, double& sum_sq_
 
 constexpr int64_t pivots_offset = roles * tile_bytes;
 
+// Coefficients of one group, with the padding that the kernels may read in Pattern::lane.
+int64_t coefficient_pitch(const Box& box) noexcept { return box.channels() + kernels::lane_padding; }
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------- memory
@@ -53,7 +56,8 @@ Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, 
         for (double*& slot : slots) slot = arena.take<double>(n * chunks.count());
     for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
         *column = arena.take<double>(n);
-    for (void*& values : coefficients) values = arena.take<char>(n * item_size(box.dtype));
+    for (void*& values : coefficients)
+        values = arena.take<char>(box.groups() * coefficient_pitch(box) * item_size(box.dtype));
     workers = arena.take<char>(threads * worker_bytes());
 }
 
@@ -186,89 +190,126 @@ void Stages::inv_std_from_variance(int64_t g, Range channels, double eps) const 
 
 namespace {
 
+// The coefficients of a group, as the kernels look them up.
 template <class T>
-void normalize_coefficients_of(const Memory& m, Range statistics, const Column& gamma, const Column& beta) noexcept {
-    T *const hi = static_cast<T*>(m.coefficients[0]), *const scale = static_cast<T*>(m.coefficients[1]),
-             *const shift = static_cast<T*>(m.coefficients[2]);
-    for (int64_t s = statistics.begin; s < statistics.end; ++s) {
-        const double a = gamma[s] * m.inv_std[s];
-        hi[s] = static_cast<T>(m.mean[s]);
-        scale[s] = static_cast<T>(a);
-        shift[s] = static_cast<T>(beta[s] - (m.mean[s] - static_cast<double>(hi[s])) * a);
+struct Coefficients {
+    T* values[6];
+    int64_t channels, end;
+
+    Coefficients(const Stages& stages, int64_t g) noexcept
+        : channels(stages.box.channels()),
+          end(stages.box.pattern == Pattern::lane ? coefficient_pitch(stages.box) : channels) {
+        for (int i = 0; i < 6; ++i)
+            values[i] = static_cast<T*>(stages.memory.coefficients[i]) + g * coefficient_pitch(stages.box);
+    }
+
+    void set(int i, int64_t c, T value) const noexcept {
+        for (; c < end; c += channels) values[i][c] = value;  // and where the lanes go on, repeating
+    }
+};
+
+template <class T>
+void normalize_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma,
+                               const Column& beta) noexcept {
+    const Memory& m = stages.memory;
+    const Coefficients<T> coefficients(stages, g);
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const int64_t s = g * stages.box.channels() + c;
+        const double scale = gamma[s] * m.inv_std[s];
+        const T hi = static_cast<T>(m.mean[s]);
+        const double lo = m.mean[s] - static_cast<double>(hi);
+        coefficients.set(0, c, hi);
+        coefficients.set(1, c, static_cast<T>(scale));
+        coefficients.set(2, c, static_cast<T>(beta[s] - lo * scale));
     }
 }
 
 template <class T>
-void input_grad_coefficients_of(const Memory& m, Range statistics, const Column& gamma, const Column& count) noexcept {
-    T* v[6];
-    for (int i = 0; i < 6; ++i) v[i] = static_cast<T*>(m.coefficients[i]);
-    auto [hi, inv_std, dy_hi, a, b, c] = v;
-    for (int64_t s = statistics.begin; s < statistics.end; ++s) {
+void input_grad_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma,
+                                const Column& count) noexcept {
+    const Memory& m = stages.memory;
+    const Coefficients<T> coefficients(stages, g);
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const int64_t s = g * stages.box.channels() + c;
         const double r = m.inv_std[s], scale = gamma[s] * r;
         const double dy_mean = m.sum_dy[s] / count[s];
         const double slope = -scale * (m.sum_dy_xmu[s] * r / count[s]);
-        hi[s] = static_cast<T>(m.mean[s]);
-        inv_std[s] = static_cast<T>(r);
-        dy_hi[s] = static_cast<T>(dy_mean);
-        a[s] = static_cast<T>(scale);
-        b[s] = static_cast<T>(slope);
-        const double lo = m.mean[s] - static_cast<double>(hi[s]), dy_lo = dy_mean - static_cast<double>(dy_hi[s]);
-        c[s] = static_cast<T>(-scale * dy_lo - slope * (lo * r));
+        const T hi = static_cast<T>(m.mean[s]), dy_hi = static_cast<T>(dy_mean);
+        const double lo = m.mean[s] - static_cast<double>(hi), dy_lo = dy_mean - static_cast<double>(dy_hi);
+        coefficients.set(0, c, hi);
+        coefficients.set(1, c, static_cast<T>(r));
+        coefficients.set(2, c, dy_hi);
+        coefficients.set(3, c, static_cast<T>(scale));
+        coefficients.set(4, c, static_cast<T>(slope));
+        coefficients.set(5, c, static_cast<T>(-scale * dy_lo - slope * (lo * r)));
     }
 }
 
 template <class T>
-void scale_coefficients_of(const Memory& m, Range statistics, const Column& gamma) noexcept {
-    T *const hi = static_cast<T*>(m.coefficients[0]), *const scale = static_cast<T*>(m.coefficients[1]),
-             *const shift = static_cast<T*>(m.coefficients[2]);
-    for (int64_t s = statistics.begin; s < statistics.end; ++s) {
-        hi[s] = shift[s] = 0;
-        scale[s] = static_cast<T>(gamma[s] * m.inv_std[s]);
+void scale_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma) noexcept {
+    const Coefficients<T> coefficients(stages, g);
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const int64_t s = g * stages.box.channels() + c;
+        coefficients.set(0, c, 0);
+        coefficients.set(1, c, static_cast<T>(gamma[s] * stages.memory.inv_std[s]));
+        coefficients.set(2, c, 0);
     }
 }
 
 }  // namespace
 
 void Stages::normalize_coefficients(int64_t g, Range channels, const Column& gamma, const Column& beta) const noexcept {
-    const Range statistics{g * box.channels() + channels.begin, g * box.channels() + channels.end};
     if (box.dtype == DType::f32)
-        normalize_coefficients_of<float>(memory, statistics, gamma, beta);
+        normalize_coefficients_of<float>(*this, g, channels, gamma, beta);
     else
-        normalize_coefficients_of<double>(memory, statistics, gamma, beta);
+        normalize_coefficients_of<double>(*this, g, channels, gamma, beta);
 }
 
 void Stages::input_grad_coefficients(int64_t g, Range channels, const Column& gamma,
                                      const Column& count) const noexcept {
-    const Range statistics{g * box.channels() + channels.begin, g * box.channels() + channels.end};
     if (box.dtype == DType::f32)
-        input_grad_coefficients_of<float>(memory, statistics, gamma, count);
+        input_grad_coefficients_of<float>(*this, g, channels, gamma, count);
     else
-        input_grad_coefficients_of<double>(memory, statistics, gamma, count);
+        input_grad_coefficients_of<double>(*this, g, channels, gamma, count);
 }
 
 void Stages::scale_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept {
-    const Range statistics{g * box.channels() + channels.begin, g * box.channels() + channels.end};
     if (box.dtype == DType::f32)
-        scale_coefficients_of<float>(memory, statistics, gamma);
+        scale_coefficients_of<float>(*this, g, channels, gamma);
     else
-        scale_coefficients_of<double>(memory, statistics, gamma);
+        scale_coefficients_of<double>(*this, g, channels, gamma);
 }
 
 // ----------------------------------------------------------------------------------------------------------- apply
 
+// Calls body(span, coefficients) with the i-th coefficients of the span's first element as coefficients(i). Rows of all
+// channels that follow each other without a gap become one row.
+template <class Body>
+void Stages::apply(const Access (&access)[roles], int64_t g, int64_t k, Range channels, int worker,
+                   const Body& body) const noexcept {
+    const int64_t unit = item_size(box.dtype), by_lane = box.pattern == Pattern::lane;
+    for_each_region(g, k, channels, [&](const Region& region) {
+        const int64_t first = g * coefficient_pitch(box) + region.channels.begin;
+        for_each_span(box, region, access, memory.tiles(worker), [&](Span span) {
+            bool gapless = by_lane && span.n == box.channels();
+            for (int r = 0; r < roles; ++r) gapless &= access[r] == Access::none || span.stride[r] == span.n * unit;
+            if (gapless) {
+                span.n *= span.rows;
+                span.rows = 1;
+            }
+            body(span, [&](int i) {
+                return static_cast<const char*>(memory.coefficients[i]) + (first + span.first * by_lane) * unit;
+            });
+        });
+    });
+}
+
 void Stages::apply_normalize(Role from, int64_t g, int64_t k, Range channels, int worker) const noexcept {
     Access access[roles] = {Access::none, Access::none, Access::write};
     access[from] = Access::read;
-    const int64_t unit = item_size(box.dtype), step = box.pattern == Pattern::lane;
-    for_each_region(g, k, channels, [&](const Region& region) {
-        const int64_t statistic = g * box.channels() + region.channels.begin;
-        for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
-            const auto at = [&](int i) {
-                return static_cast<const char*>(memory.coefficients[i]) + (statistic + span.first * step) * unit;
-            };
-            kernels.normalize[box.pattern]({span.data[from], span.stride[from], span.data[role_out],
-                                            span.stride[role_out], span.rows, span.n, at(0), at(1), at(2), streams()});
-        });
+    apply(access, g, k, channels, worker, [&](const Span& span, const auto& at) {
+        kernels.normalize[box.pattern]({span.data[from], span.stride[from], span.data[role_out], span.stride[role_out],
+                                        span.rows, span.n, at(0), at(1), at(2), box.channels(), streams()});
     });
 }
 
@@ -282,17 +323,10 @@ void Stages::scale(int64_t g, int64_t k, Range channels, int worker) const noexc
 
 void Stages::input_grad(int64_t g, int64_t k, Range channels, int worker) const noexcept {
     const Access access[roles] = {Access::read, Access::read, Access::write};
-    const int64_t unit = item_size(box.dtype), step = box.pattern == Pattern::lane;
-    for_each_region(g, k, channels, [&](const Region& region) {
-        const int64_t statistic = g * box.channels() + region.channels.begin;
-        for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
-            const auto at = [&](int i) {
-                return static_cast<const char*>(memory.coefficients[i]) + (statistic + span.first * step) * unit;
-            };
-            kernels.input_grad[box.pattern]({span.data[role_dy], span.stride[role_dy], span.data[role_x],
-                                             span.stride[role_x], span.data[role_out], span.stride[role_out], span.rows,
-                                             span.n, at(0), at(1), at(2), at(3), at(4), at(5), streams()});
-        });
+    apply(access, g, k, channels, worker, [&](const Span& span, const auto& at) {
+        kernels.input_grad[box.pattern]({span.data[role_dy], span.stride[role_dy], span.data[role_x],
+                                         span.stride[role_x], span.data[role_out], span.stride[role_out], span.rows,
+                                         span.n, at(0), at(1), at(2), at(3), at(4), at(5), box.channels(), streams()});
     });
 }
 

@@ -63,6 +63,9 @@ struct Stages {
     bool streams() const noexcept { return stream && box.operand[role_out].direct; }
     template <class Body>
     void for_each_region(int64_t g, int64_t k, Range channels, const Body& body) const noexcept;
+    template <class Body>
+    void apply(const Access (&access)[roles], int64_t g, int64_t k, Range channels, int worker,
+               const Body& body) const noexcept;
     void apply_normalize(Role from, int64_t g, int64_t k, Range channels, int worker) const noexcept;
 };
 

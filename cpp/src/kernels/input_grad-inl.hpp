@@ -19,12 +19,13 @@ void input_grad_rows(const InputGradArgs& args) noexcept {
         const T* dy = row_at<T>(args.dy, args.dy_stride, row);
         const T* x = row_at<T>(args.x, args.x_stride, row);
         const RowWriter<T, stream> dx{row_at<T>(args.dx, args.dx_stride, row)};
-        const auto step = [&](int64_t i, auto... left) {
-            const Vec<T> xhat = (Vec<T>::load(x + i, left...) - hi.at(i, left...)) * inv_std.at(i, left...);
-            const Vec<T> u = Vec<T>::load(dy + i, left...) - dy_hi.at(i, left...);
-            dx.write(fma(a.at(i, left...), u, fma(b.at(i, left...), xhat, c.at(i, left...))), i, left...);
+        const auto step = [&](int64_t i, int64_t channel, auto... left) {
+            const Vec<T> xhat = (Vec<T>::load(x + i, left...) - hi.at(channel, left...)) * inv_std.at(channel, left...);
+            const Vec<T> u = Vec<T>::load(dy + i, left...) - dy_hi.at(channel, left...);
+            dx.write(fma(a.at(channel, left...), u, fma(b.at(channel, left...), xhat, c.at(channel, left...))), i,
+                     left...);
         };
-        for_each_vector<Vec<T>::width>(args.n, step, dx.head(args.n));
+        for_each_vector<Vec<T>::width>(args.n, dx.head(args.n), args.period, step);
     }
     if (stream) finish_streams();
 }

@@ -17,11 +17,11 @@ void normalize_rows(const NormalizeArgs& args) noexcept {
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* x = row_at<T>(args.x, args.x_stride, row);
         const RowWriter<T, stream> y{row_at<T>(args.y, args.y_stride, row)};
-        const auto step = [&](int64_t i, auto... left) {
-            const Vec<T> difference = Vec<T>::load(x + i, left...) - hi.at(i, left...);
-            y.write(fma(difference, scale.at(i, left...), shift.at(i, left...)), i, left...);
+        const auto step = [&](int64_t i, int64_t channel, auto... left) {
+            const Vec<T> difference = Vec<T>::load(x + i, left...) - hi.at(channel, left...);
+            y.write(fma(difference, scale.at(channel, left...), shift.at(channel, left...)), i, left...);
         };
-        for_each_vector<Vec<T>::width>(args.n, step, y.head(args.n));
+        for_each_vector<Vec<T>::width>(args.n, y.head(args.n), args.period, step);
     }
     if (stream) finish_streams();
 }

@@ -18,13 +18,27 @@ T* row_at(void* data, int64_t stride, int64_t row) {
 }
 
 // step(i) for each whole vector of a row of n elements, then step(i, left) for the elements that are left: what takes
-// the trailing count, such as Vec::load(p, left...), serves both. A head of fewer elements than a vector comes first.
+// the trailing count, such as Vec::load(p, left...), serves both.
 template <int width, class Step>
-void for_each_vector(int64_t n, const Step& step, int head = 0) {
-    int64_t i = head;
-    if (head > 0) step(0, head);
+void for_each_vector(int64_t n, const Step& step) {
+    int64_t i = 0;
     for (; i + width <= n; i += width) step(i);
     if (i < n) step(i, static_cast<int>(n - i));
+}
+
+// For the writers: step(i, channel) and step(i, channel, left), where channel is i mod period. A head of fewer elements
+// than a vector comes first.
+template <int width, class Step>
+void for_each_vector(int64_t n, int head, int64_t period, const Step& step) {
+    const int64_t advance = width % period;
+    int64_t i = head, channel = head % period;
+    if (head > 0) step(0, 0, head);
+    for (; i + width <= n; i += width) {
+        step(i, channel);
+        channel += advance;
+        if (channel >= period) channel -= period;
+    }
+    if (i < n) step(i, channel, static_cast<int>(n - i));
 }
 
 // Prefetches rows in memory order, one step for each vector of a row. A block of rows is read across (a vector of each

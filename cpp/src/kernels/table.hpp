@@ -28,6 +28,10 @@ struct MomentsArgs {
     double* sum_sq;     // += (x - pivot)^2
 };
 
+// The writers may take rows that follow each other as one: then n is a multiple of the number of channels, `period`,
+// element i has the per-channel value i mod period, and those arrays go on, repeating, for lane_padding more elements.
+inline constexpr int lane_padding = 16;
+
 // y = (x - hi) * scale + shift
 struct NormalizeArgs {
     const void* x;
@@ -36,7 +40,8 @@ struct NormalizeArgs {
     std::int64_t y_stride;
     std::int64_t rows, n;
     const void *hi, *scale, *shift;  // of x's type
-    bool stream;                     // write past the caches, which y would only sweep
+    std::int64_t period;
+    bool stream;  // write past the caches, which y would only sweep
 };
 
 struct GradSumsArgs {
@@ -60,7 +65,8 @@ struct InputGradArgs {
     std::int64_t dx_stride;
     std::int64_t rows, n;
     const void *hi, *inv_std, *dy_hi, *a, *b, *c;  // of x's type
-    bool stream;                                   // as in NormalizeArgs
+    std::int64_t period;
+    bool stream;  // as in NormalizeArgs
 };
 
 // The kernels of one element type, each for both patterns.
