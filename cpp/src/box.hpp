@@ -40,6 +40,8 @@ struct Operand {
     }
 };
 
+inline constexpr int64_t most_folded_lanes = 64;
+
 struct Box {
     Level level[levels];
     Pattern pattern = Pattern::row;
@@ -61,6 +63,11 @@ struct Box {
     int64_t statistics() const noexcept { return groups() * channels(); }  // how many
     int64_t values() const noexcept { return outers() * inners(); }        // M: elements behind each
     int64_t elements() const noexcept { return statistics() * values(); }
+
+    // Few channels leave most lanes of a vector idle: in Pattern::lane, so many rows are then reduced as one.
+    int64_t fold() const noexcept {
+        return pattern == Pattern::lane && 2 * channels() <= most_folded_lanes ? most_folded_lanes / channels() : 1;
+    }
 
     // The level along which kernels see rows of contiguous elements.
     LevelName row_level() const noexcept { return pattern == Pattern::row ? inner : channel; }

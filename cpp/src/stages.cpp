@@ -71,6 +71,33 @@ void Stages::for_each_region(int64_t g, int64_t k, Range channels, const Body& b
     for (int64_t c = channels.begin; c < channels.end; ++c) body(Region{g, {c, c + 1}, outers, inners});
 }
 
+// In Pattern::lane with few channels, several rows are reduced as one (Box::fold): sums of that many lanes, which are
+// added up in the end. Without folding the sums are the slots themselves.
+struct LaneSums {
+    const int64_t fold, lanes;
+    double *const first, *const second;  // the slots
+    alignas(64) double folded[2][most_folded_lanes];
+    double* sums[2];
+
+    LaneSums(int64_t fold_, int64_t lanes_, double* first_, double* second_) noexcept
+        : fold(fold_), lanes(lanes_), first(first_), second(second_) {
+        sums[0] = fold == 1 ? first : folded[0];
+        sums[1] = fold == 1 ? second : folded[1];
+        for (double* sum : sums)
+            for (int64_t i = 0; i < fold * lanes; ++i) sum[i] = 0;
+    }
+
+    void finish() const noexcept {
+        for (int64_t i = 0; i < lanes && fold > 1; ++i) {
+            first[i] = second[i] = 0;
+            for (int64_t at = i; at < fold * lanes; at += lanes) {
+                first[i] += folded[0][at];
+                second[i] += folded[1][at];
+            }
+        }
+    }
+};
+
 void Stages::reduce_moments(int64_t g, int64_t k, Range channels, int worker) const noexcept {
     const Operand& x = box.operand[role_x];
     const Access access[roles] = {Access::read, Access::none, Access::none};
@@ -78,7 +105,7 @@ void Stages::reduce_moments(int64_t g, int64_t k, Range channels, int worker) co
     double *const means = slot(0, g, k), *const m2s = slot(1, g, k);
 
     for_each_region(g, k, channels, [&](const Region& region) {
-        const int64_t c = region.channels.begin;
+        const int64_t c = region.channels.begin, unit = item_size(box.dtype);
         // The pivots: the chunk's first element of each channel.
         const char* pivot =
             x.data + x.offset(box.level[group], group, g) + x.offset(box.level[outer], outer, region.outers.begin);
@@ -94,49 +121,63 @@ void Stages::reduce_moments(int64_t g, int64_t k, Range channels, int worker) co
             finish_moments(element(pivot, box.dtype), n, means[c], m2s[c]);
             return;
         }
-        const int64_t unit = item_size(box.dtype);
-        if (x.direct) {
+
+        const int64_t lanes = channels.size();
+        LaneSums sums(box.fold(), lanes, means + c, m2s + c);
+        if (x.direct && sums.fold == 1) {
             pivot += c * unit;
         } else {
-            pack(box, x, pivot, c, channels.size(), memory.pivots(worker));
+            for (int64_t i = 0; i < sums.fold; ++i)
+                pack(box, x, pivot, c, lanes, memory.pivots(worker) + i * lanes * unit);
             pivot = memory.pivots(worker);
         }
-        for (int64_t i = c; i < channels.end; ++i) means[i] = m2s[i] = 0;
+        int64_t row = 0;
         for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
-            kernels.moments[Pattern::lane]({span.data[role_x], span.stride[role_x], span.rows, span.n,
-                                            pivot + span.first * unit, means + c + span.first, m2s + c + span.first});
+            for_each_fold(span, access, unit, sums.fold, row, [&](const Span& part, int64_t lane) {
+                kernels.moments[Pattern::lane]({part.data[role_x], part.stride[role_x], part.rows, part.n,
+                                                pivot + lane * unit, sums.sums[0] + lane, sums.sums[1] + lane});
+            });
         });
-        for (int64_t i = c; i < channels.end; ++i)
-            finish_moments(element(pivot + (i - c) * unit, box.dtype), n, means[i], m2s[i]);
+        sums.finish();
+        for (int64_t i = 0; i < lanes; ++i)
+            finish_moments(element(pivot + i * unit, box.dtype), n, means[c + i], m2s[c + i]);
     });
 }
 
 void Stages::reduce_gradients(int64_t g, int64_t k, Range channels, int worker) const noexcept {
     const Access access[roles] = {Access::read, Access::read, Access::none};
-    const double* const means = memory.mean + g * box.channels();
     double *const dys = slot(0, g, k), *const dy_xmus = slot(1, g, k);
 
-    const auto add = [&](const Region& region, const double* mean, double* sum_dy, double* sum_dy_xmu) {
-        const int64_t step = box.pattern == Pattern::lane;  // whether span.first counts channels
-        for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
-            const int64_t at = span.first * step;
-            kernels.grad_sums[box.pattern]({span.data[role_dy], span.stride[role_dy], span.data[role_x],
-                                            span.stride[role_x], span.rows, span.n, mean + at, sum_dy + at,
-                                            sum_dy_xmu + at});
-        });
-    };
-
     for_each_region(g, k, channels, [&](const Region& region) {
-        const int64_t c = region.channels.begin;
+        const int64_t c = region.channels.begin, unit = item_size(box.dtype);
+        const double* mean = memory.mean + g * box.channels() + c;
+        const auto add = [&](const Span& span, int64_t lane, double* sum_dy, double* sum_dy_xmu) {
+            kernels.grad_sums[box.pattern]({span.data[role_dy], span.stride[role_dy], span.data[role_x],
+                                            span.stride[role_x], span.rows, span.n, mean + lane, sum_dy + lane,
+                                            sum_dy_xmu + lane});
+        };
         if (box.pattern == Pattern::row) {
             alignas(64) double sum_dy[row_accumulators] = {}, sum_dy_xmu[row_accumulators] = {};
-            add(region, means + c, sum_dy, sum_dy_xmu);
+            for_each_span(box, region, access, memory.tiles(worker),
+                          [&](const Span& span) { add(span, 0, sum_dy, sum_dy_xmu); });
             dys[c] = total(sum_dy);
             dy_xmus[c] = total(sum_dy_xmu);
             return;
         }
-        for (int64_t i = c; i < channels.end; ++i) dys[i] = dy_xmus[i] = 0;
-        add(region, means + c, dys + c, dy_xmus + c);
+
+        const int64_t lanes = channels.size();
+        LaneSums sums(box.fold(), lanes, dys + c, dy_xmus + c);
+        double means[most_folded_lanes];
+        if (sums.fold > 1) {
+            for (int64_t i = 0; i < sums.fold * lanes; ++i) means[i] = mean[i % lanes];
+            mean = means;
+        }
+        int64_t row = 0;
+        for_each_span(box, region, access, memory.tiles(worker), [&](const Span& span) {
+            for_each_fold(span, access, unit, sums.fold, row,
+                          [&](const Span& part, int64_t lane) { add(part, lane, sums.sums[0], sums.sums[1]); });
+        });
+        sums.finish();
     });
 }
 
