@@ -126,15 +126,17 @@ void store_param_grads(const Box& box, const Memory& memory, const MutParam& dga
     store_column(box, {memory.sum_dy_xmu, 0}, dgamma);
 }
 
-void check_saved(Validator& valid, const MutStats& saved) noexcept {
+void check_saved(Validator& valid, const MutView& out, const MutStats& saved) noexcept {
     valid.stat_output("mean", saved.mean);
     valid.stat_output("inv_std", saved.inv_std);
     valid.stat_output("var", saved.var);
+    valid.separate({{"out", out}, {"mean", saved.mean}, {"inv_std", saved.inv_std}, {"var", saved.var}});
 }
 
-void check_param_grads(Validator& valid, const MutParam& dgamma, const MutParam& dbeta) noexcept {
+void check_param_grads(Validator& valid, const MutView& dx, const MutParam& dgamma, const MutParam& dbeta) noexcept {
     valid.stat_output("dgamma", dgamma);
     valid.stat_output("dbeta", dbeta);
+    valid.separate({{"out", dx}, {"dgamma", dgamma}, {"dbeta", dbeta}});
 }
 
 }  // namespace
@@ -151,7 +153,7 @@ Status core::batch_norm(const View& x, const Axes& axes, const Param& gamma, con
     valid.options(options);
     valid.training();
     valid.output("out", out, {{"x", x}, {"gamma", gamma}, {"beta", beta}});
-    check_saved(valid, saved);
+    check_saved(valid, out, saved);
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill_empty(saved, options.eps), Status{};
 
@@ -182,6 +184,7 @@ Status core::moments(const View& x, const Axes& axes, const MutMoments& out, con
     valid.stat_output("mean", out.mean);
     valid.stat_output("m2", out.m2);
     valid.stat_output("count", out.count, true);
+    valid.separate({{"mean", out.mean}, {"m2", out.m2}, {"count", out.count}});
     if (!valid.ok()) return valid.status();
     if (valid.empty()) {
         fill(out.mean, 0);
@@ -213,7 +216,7 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
     valid.eps(options.eps);
     valid.options(options);
     valid.output("out", out, {{"x", x}, {"mean", moments.mean}, {"m2", moments.m2}, {"gamma", gamma}, {"beta", beta}});
-    check_saved(valid, saved);
+    check_saved(valid, out, saved);
     if (!valid.empty()) valid.param_sign("count", moments.count, true);
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
 
@@ -283,7 +286,7 @@ Status core::batch_norm_backward(const View& dy, const View& x, const Axes& axes
     valid.options(options);
     valid.training();
     valid.output("out", dx, {{"dy", dy}, {"x", x}, {"gamma", gamma}});
-    check_param_grads(valid, dgamma, dbeta);
+    check_param_grads(valid, dx, dgamma, dbeta);
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
 
@@ -316,6 +319,7 @@ Status core::grad_sums(const View& dy, const View& x, const Axes& axes, const St
     valid.stat_output("sum_dy", out.sum_dy);
     valid.stat_output("sum_dy_xmu", out.sum_dy_xmu);
     valid.stat_output("count", out.count, true);
+    valid.separate({{"sum_dy", out.sum_dy}, {"sum_dy_xmu", out.sum_dy_xmu}, {"count", out.count}});
     if (!valid.ok()) return valid.status();
     if (valid.empty()) {
         fill(out.sum_dy, 0);
@@ -350,7 +354,7 @@ Status core::input_grad(const View& dy, const View& x, const Axes& axes, const S
     valid.param("gamma", gamma, false);
     valid.options(options);
     valid.output("out", dx, {{"dy", dy}, {"x", x}, {"gamma", gamma}});
-    check_param_grads(valid, dgamma, dbeta);
+    check_param_grads(valid, dx, dgamma, dbeta);
     if (!valid.empty()) valid.param_sign("sums.count", sums.count, true);
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
 
@@ -390,7 +394,7 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
     valid.eps(options.eps);
     valid.options(options);
     valid.output("out", dx, {{"dy", dy}, {"x", x}, {"mean", mean}, {"var", var}, {"gamma", gamma}});
-    check_param_grads(valid, dgamma, dbeta);
+    check_param_grads(valid, dx, dgamma, dbeta);
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
 

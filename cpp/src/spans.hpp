@@ -17,8 +17,8 @@ struct Region {
 struct Span {
     int64_t rows, n;
     int64_t first;  // the first element's place in the region's row: in lanes, the offset of per-channel values
-    char* data[roles];
-    int64_t stride[roles];
+    char* data[roles] = {};  // null, with stride 0, for an operand that has no access
+    int64_t stride[roles] = {};
 };
 
 // A tile holds one operand's share of a kernel call; a worker has one for each operand.

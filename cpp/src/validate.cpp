@@ -21,11 +21,14 @@ bool same_shape(const std::int64_t* a, int a_rank, const std::int64_t* b, int b_
 
 }  // namespace
 
-bool Validator::can_check(const char* name, int rank, bool has_data, bool is_empty) noexcept {
+bool Validator::can_check(const char* name, const View& view, bool has_data, bool is_empty) noexcept {
     if (!ok()) return false;
-    if (rank < 0 || rank > max_rank)
-        status_ =
-            failure(Code::invalid_value, "%s: %s has %d axes, expected at most %d", function_, name, rank, max_rank);
+    if (view.rank < 0 || view.rank > max_rank)
+        status_ = failure(Code::invalid_value, "%s: %s has %d axes, expected at most %d", function_, name, view.rank,
+                          max_rank);
+    else if (view.dtype != DType::f32 && view.dtype != DType::f64)
+        status_ = failure(Code::invalid_type, "%s: %s has the unknown type %d, expected f32 or f64", function_, name,
+                          static_cast<int>(view.dtype));
     else if (!has_data && !is_empty)
         status_ = failure(Code::invalid_value, "%s: %s has no data", function_, name);
     return ok();
@@ -33,7 +36,7 @@ bool Validator::can_check(const char* name, int rank, bool has_data, bool is_emp
 
 void Validator::x(const View& x, const Axes& axes) noexcept {
     x_ = &x;
-    if (!can_check("x", x.rank, true, false)) return;
+    if (!can_check("x", x, true, false)) return;
     const ShapeText shape(x.shape, x.rank);
 
     for (int i = 0; i < axes.count; ++i) {
@@ -67,7 +70,7 @@ void Validator::x(const View& x, const Axes& axes) noexcept {
     }
     statistics_ = statistics;
     values_ = values;
-    can_check("x", x.rank, x.data != nullptr, zero);
+    can_check("x", x, x.data != nullptr, zero);
 }
 
 void Validator::training() noexcept {
@@ -94,7 +97,7 @@ void Validator::options(const Options& options) noexcept {
 }
 
 void Validator::tensor(const char* name, const View& view) noexcept {
-    if (!can_check(name, view.rank, true, false)) return;
+    if (!can_check(name, view, true, false)) return;
     if (view.dtype != x_->dtype)
         status_ = failure(Code::invalid_type, "%s: %s is %s, expected x's type %s", function_, name,
                           batchnorm::name(view.dtype), batchnorm::name(x_->dtype));
@@ -102,11 +105,11 @@ void Validator::tensor(const char* name, const View& view) noexcept {
         status_ = failure(Code::invalid_value, "%s: %s has shape %s, expected x's shape %s", function_, name,
                           ShapeText(view.shape, view.rank).text, ShapeText(x_->shape, x_->rank).text);
     else
-        can_check(name, view.rank, view.data != nullptr, empty());
+        can_check(name, view, view.data != nullptr, empty());
 }
 
 void Validator::param(const char* name, const Param& param, bool required) noexcept {
-    if (!can_check(name, param.rank, true, false)) return;
+    if (!can_check(name, param, true, false)) return;
     if (absent(param)) {
         if (required) status_ = failure(Code::invalid_value, "%s: %s is required", function_, name);
         return;
@@ -118,7 +121,7 @@ void Validator::param(const char* name, const Param& param, bool required) noexc
                           function_, name, ShapeText(param.shape, param.rank).text,
                           ShapeText(kept_shape_, kept_rank_).text, ShapeText(x_->shape, x_->rank).text);
     else
-        can_check(name, param.rank, param.data != nullptr, no_values);
+        can_check(name, param, param.data != nullptr, no_values);
 }
 
 void Validator::param_sign(const char* name, const Param& param, bool positive) noexcept {
@@ -143,20 +146,28 @@ void Validator::stat_output(const char* name, const MutParam& param, bool may_be
         apart(name, view, {"x", *x_});
 }
 
-void Validator::output(const char* name, const MutView& out, std::initializer_list<Input> inputs) noexcept {
+void Validator::output(const char* name, const MutView& out, std::initializer_list<Named> inputs) noexcept {
     const View view = out;
     tensor(name, view);
     if (ok() && !elements_distinct(view))
         status_ = failure(Code::invalid_value,
                           "%s: %s has elements that share memory (a 0 stride?), expected one place for each", function_,
                           name);
-    for (const Input& input : inputs) apart(name, view, input);
+    for (const Named& input : inputs) apart(name, view, input);
 }
 
-void Validator::apart(const char* name, const View& written, const Input& input) noexcept {
+void Validator::apart(const char* name, const View& written, const Named& input) noexcept {
     if (!ok() || absent(input.view) || identical(written, input.view) || !overlap(written, input.view)) return;
     status_ = failure(Code::invalid_value, "%s: %s overlaps %s, expected separate memory or exactly %s", function_,
                       name, input.name, input.name);
+}
+
+void Validator::separate(std::initializer_list<Named> outputs) noexcept {
+    for (const Named* a = outputs.begin(); a != outputs.end(); ++a)
+        for (const Named* b = a + 1; b != outputs.end() && ok(); ++b)
+            if (!absent(a->view) && !absent(b->view) && overlap(a->view, b->view))
+                status_ = failure(Code::invalid_value, "%s: the outputs %s and %s overlap, expected separate memory",
+                                  function_, a->name, b->name);
 }
 
 }  // namespace batchnorm

@@ -27,11 +27,11 @@ class Validator {
     void param_sign(const char* name, const Param& param, bool positive) noexcept;
     void stat_output(const char* name, const MutParam& param, bool may_be_scalar = false) noexcept;
     // Of x's shape and type, sharing no memory with an input, unless it is exactly that.
-    struct Input {
+    struct Named {
         const char* name;
-        const View& view;
+        View view;
     };
-    void output(const char* name, const MutView& out, std::initializer_list<Input> inputs) noexcept;
+    void output(const char* name, const MutView& out, std::initializer_list<Named> inputs) noexcept;
 
     // What x and the axes say.
     bool empty() const noexcept { return statistics_ == 0 || values_ == 0; }
@@ -39,10 +39,13 @@ class Validator {
     std::int64_t values() const noexcept { return values_; }  // M, behind each
     const bool (&kept() const noexcept)[max_rank] { return kept_; }
 
+    // Outputs of one call, each in memory of its own.
+    void separate(std::initializer_list<Named> outputs) noexcept;
+
   private:
-    void apart(const char* name, const View& written, const Input& input) noexcept;
-    // Whether a check of this view can go on: earlier ones passed and its rank is one that it can have.
-    bool can_check(const char* name, int rank, bool has_data, bool is_empty) noexcept;
+    void apart(const char* name, const View& written, const Named& input) noexcept;
+    // Whether a check of this view can go on: earlier ones passed, and it has a rank and a type that exist.
+    bool can_check(const char* name, const View& view, bool has_data, bool is_empty) noexcept;
 
     const char* function_;
     Status status_;

@@ -251,7 +251,7 @@ BATCHNORM_API Status set_num_threads(int threads) noexcept;
 BATCHNORM_API const char* version() noexcept;
 
 // The instruction set in use ("avx512"): the best that the processor has, or the one that BATCHNORM_ISA names; null,
-// and `unavailable` from every function, if BATCHNORM_ISA names one that is not there.
+// and `unavailable` from every function that computes, if BATCHNORM_ISA names one that is not there.
 BATCHNORM_API const char* isa() noexcept;
 // The i-th instruction set that this processor and build can run, best first; null past the end.
 BATCHNORM_API const char* available_isa(int i) noexcept;

@@ -1,0 +1,172 @@
+// All functions behind one call, so that a test can go over them.
+#pragma once
+
+#include "reference.hpp"
+#include "tensor.hpp"
+
+namespace core = batchnorm::core;
+using batchnorm::Op;
+
+inline constexpr Op all_ops[] = {Op::batch_norm,
+                                 Op::batch_norm_backward,
+                                 Op::batch_norm_inference,
+                                 Op::batch_norm_inference_backward,
+                                 Op::moments,
+                                 Op::normalize,
+                                 Op::grad_sums,
+                                 Op::input_grad};
+
+inline const char* name(Op op) {
+    constexpr const char* names[] = {"batch_norm",
+                                     "batch_norm_backward",
+                                     "batch_norm_inference",
+                                     "batch_norm_inference_backward",
+                                     "moments",
+                                     "normalize",
+                                     "grad_sums",
+                                     "input_grad"};
+    return names[static_cast<int>(op)];
+}
+
+// The operands of any function; each takes those that it has.
+struct Call {
+    batchnorm::View x, dy;
+    batchnorm::Axes axes = 1;
+    batchnorm::Param gamma, beta, mean, var, inv_std, m2, count, sum_dy, sum_dy_xmu;
+    batchnorm::MutView out;
+    // (mean, inv_std, var), (mean, m2, count), (sum_dy, sum_dy_xmu, count) or (dgamma, dbeta).
+    batchnorm::MutParam result[3];
+    batchnorm::Options options;
+};
+
+inline batchnorm::Status run(Op op, const Call& c) {
+    const auto& [first, second, third] = c.result;
+    switch (op) {
+        case Op::batch_norm:
+            return core::batch_norm(c.x, c.axes, c.gamma, c.beta, c.out, {first, second, third}, c.options);
+        case Op::batch_norm_backward:
+            return core::batch_norm_backward(c.dy, c.x, c.axes, {c.mean, c.inv_std}, c.gamma, c.out, first, second,
+                                             c.options);
+        case Op::batch_norm_inference:
+            return core::batch_norm_inference(c.x, c.axes, c.mean, c.var, c.gamma, c.beta, c.out, c.options);
+        case Op::batch_norm_inference_backward:
+            return core::batch_norm_inference_backward(c.dy, c.x, c.axes, c.mean, c.var, c.gamma, c.out, first, second,
+                                                       c.options);
+        case Op::moments: return core::moments(c.x, c.axes, {first, second, third}, c.options);
+        case Op::normalize:
+            return core::normalize(c.x, c.axes, {c.mean, c.m2, c.count}, c.gamma, c.beta, c.out, {first, second, third},
+                                   c.options);
+        case Op::grad_sums: return core::grad_sums(c.dy, c.x, c.axes, {c.mean, {}}, {third, first, second}, c.options);
+        case Op::input_grad:
+            return core::input_grad(c.dy, c.x, c.axes, {c.mean, c.inv_std}, {c.count, c.sum_dy, c.sum_dy_xmu}, c.gamma,
+                                    c.out, first, second, c.options);
+    }
+    return {};
+}
+
+inline batchnorm::Axes to_axes(const std::vector<int>& list) {
+    batchnorm::Axes axes{};
+    for (const int axis : list) axes.axis[axes.count++] = axis;
+    return axes;
+}
+
+// What an example is made of.
+struct Setup {
+    Shape shape;
+    std::vector<int> axes;
+    DType dtype = DType::f32;
+    Layout x = Layout::contiguous, dy = Layout::contiguous, out = Layout::contiguous;
+    DType gamma = DType::f64, result = DType::f64;
+    Layout params = Layout::contiguous;  // of gamma, beta and the results
+    double x_scale = 1, x_shift = 0;
+};
+
+inline std::string text(const Setup& s) {
+    std::string axes;
+    for (const int axis : s.axes) {
+        if (!axes.empty()) axes += ',';
+        axes += std::to_string(axis);
+    }
+    return text(s.shape) + " axes (" + axes + ") " + (s.dtype == DType::f32 ? "f32" : "f64") + " x " + name(s.x) +
+           " dy " + name(s.dy) + " out " + name(s.out);
+}
+
+// Operands for every function, with statistics and sums that fit x and dy.
+struct Example {
+    Setup setup;
+    reference::Problem problem;
+    Tensor x, dy, gamma, beta;
+    reference::Statistics statistics;
+    reference::GradSums sums;
+    Tensor mean, var, inv_std, m2, count, sum_dy, sum_dy_xmu;
+    Tensor out, result[3];
+
+    static constexpr int64_t guard = 64;  // around what is written
+
+    explicit Example(const Setup& s)
+        : setup(s),
+          problem(s.shape, s.axes),
+          x(s.dtype, s.shape, s.x),
+          dy(s.dtype, s.shape, s.dy),
+          gamma(s.gamma, problem.kept_shape, s.params),
+          beta(s.gamma, problem.kept_shape, s.params),
+          statistics(
+              reference::statistics(problem, x.randomize(1, s.x_scale, s.x_shift).values(), batchnorm::Options{}.eps)),
+          sums(reference::grad_sums(problem, dy.randomize(2, 1, 0.25).values(), x.values(), statistics.mean.value)),
+          mean(given(statistics.mean.value)),
+          var(given(statistics.var.value)),
+          inv_std(given(statistics.inv_std.value)),
+          m2(given(statistics.m2.value)),
+          count(DType::f64, {}),
+          sum_dy(given(sums.dy.value)),
+          sum_dy_xmu(given(sums.dy_xmu.value)),
+          out(s.dtype, s.shape, s.out, guard) {
+        gamma.randomize(3, 1, 1.5);
+        beta.randomize(4);
+        count.set(0, problem.values);
+        for (Tensor& one : result) one = Tensor(s.result, problem.kept_shape, s.params, guard);
+    }
+
+    Call call() {
+        Call c;
+        c.x = x.view();
+        c.dy = dy.view();
+        c.axes = to_axes(setup.axes);
+        c.gamma = gamma.view();
+        c.beta = beta.view();
+        c.mean = mean.view();
+        c.var = var.view();
+        c.inv_std = inv_std.view();
+        c.m2 = m2.view();
+        c.count = count.view();
+        c.sum_dy = sum_dy.view();
+        c.sum_dy_xmu = sum_dy_xmu.view();
+        c.out = out.mut();
+        for (int i = 0; i < 3; ++i) c.result[i] = result[i].mut();
+        return c;
+    }
+
+    void reset() {
+        out.reset();
+        for (Tensor& one : result) one.reset();
+    }
+    bool untouched() const {
+        return out.untouched() && std::all_of(result, result + 3, [](const Tensor& t) { return t.untouched(); });
+    }
+    bool padding_untouched() const {
+        return out.padding_untouched() &&
+               std::all_of(result, result + 3, [](const Tensor& t) { return t.padding_untouched(); });
+    }
+    // All that a call wrote, or left alone.
+    std::vector<unsigned char> written() const {
+        std::vector<unsigned char> all = out.bytes();
+        for (const Tensor& one : result) {
+            const std::vector<unsigned char> more = one.bytes();
+            all.insert(all.end(), more.begin(), more.end());
+        }
+        return all;
+    }
+
+  private:
+    Tensor given(const Values& values) const { return Tensor(DType::f64, problem.kept_shape).fill(values); }
+};

@@ -1,0 +1,114 @@
+// The throwing API, as C++17.
+#include <batchnorm/batchnorm.hpp>
+
+#include "check.hpp"
+
+#include <cmath>
+#include <vector>
+
+static_assert(__cplusplus == 201703L);
+
+namespace bn = batchnorm;
+
+namespace {
+
+// Two samples of two channels of two values: means 2 and 10, variances 1 and 4.
+const std::vector<float> x = {1, 3, 8, 12, 3, 1, 12, 8};
+const std::vector<float> dy = {1, 0, 2, 0, 0, 0, 0, 1};
+
+void results() {
+    std::vector<float> y(8), dx(8);
+    std::vector<double> mean(2), inv_std(2), var(2), m2(2), sum_dy(2), sum_dy_xmu(2), dgamma(2), dbeta(2);
+    double count = 0;
+    bn::Options options;
+    options.eps = 1e-12;
+    const bn::View xs = bn::view(x.data(), {2, 2, 2}), dys = bn::view(dy.data(), {2, 2, 2});
+    const bn::MutView ys = bn::view(y.data(), {2, 2, 2}), dxs = bn::view(dx.data(), {2, 2, 2});
+    const auto as_input = [](const std::vector<double>& v) { return bn::view(v.data(), {2}); };
+    const bn::MutParam dgammas = bn::view(dgamma.data(), {2}), dbetas = bn::view(dbeta.data(), {2});
+    const std::vector<float> expected = {-1, 1, -1, 1, 1, -1, 1, -1};
+
+    bn::batch_norm(xs, 1, {}, {}, ys,
+                   {bn::view(mean.data(), {2}), bn::view(inv_std.data(), {2}), bn::view(var.data(), {2})}, options);
+    CHECK(y == expected);
+    CHECK((mean == std::vector<double>{2, 10}));
+    CHECK((var == std::vector<double>{1, 4}));
+
+    bn::moments(xs, 1, {bn::view(mean.data(), {2}), bn::view(m2.data(), {2}), bn::view(&count, {})});
+    CHECK((m2 == std::vector<double>{4, 16}));
+    CHECK(count == 4);
+    y.assign(8, 0);
+    const double number = count;
+    bn::normalize(xs, 1, {as_input(mean), as_input(m2), bn::view(&number, {})}, {}, {}, ys, {}, options);
+    CHECK(y == expected);
+    y.assign(8, 0);
+    bn::batch_norm_inference(xs, 1, as_input(mean), as_input(var), {}, {}, ys, options);
+    CHECK(y == expected);
+
+    const bn::Stats saved = {as_input(mean), as_input(inv_std)};
+    bn::grad_sums(dys, xs, 1, saved, {{}, bn::view(sum_dy.data(), {2}), bn::view(sum_dy_xmu.data(), {2})});
+    CHECK((sum_dy == std::vector<double>{1, 3}));
+    CHECK((sum_dy_xmu == std::vector<double>{-1, -6}));
+    bn::batch_norm_backward(dys, xs, 1, saved, {}, dxs, dgammas, dbetas, options);
+    CHECK(dbeta == sum_dy);
+    CHECK(std::fabs(dgamma[0] + 1) < 1e-9 && std::fabs(dgamma[1] + 3) < 1e-9);  // inv_std is 1 - eps / 2
+    const std::vector<float> fused = dx;
+    dx.assign(8, 0);
+    bn::input_grad(dys, xs, 1, saved, {bn::view(&number, {}), as_input(sum_dy), as_input(sum_dy_xmu)}, {}, dxs, dgammas,
+                   dbetas, options);
+    CHECK(dx == fused);
+    bn::batch_norm_inference_backward(dys, xs, 1, as_input(mean), as_input(var), {}, dxs, dgammas, dbetas, options);
+    CHECK(dx[0] == 1 && dx[1] == 0 && dx[2] == 1);
+
+    CHECK(bn::workspace_bytes(bn::Op::batch_norm, xs, 1) > 0);
+    bn::set_num_threads(2);
+    CHECK(bn::get_num_threads() == 2);
+}
+
+template <class Exception, class Function>
+void check_throws(const std::string& message, const Function& function) {
+    try {
+        function();
+    } catch (const Exception& error) {
+        CHECK_DETAIL(std::string(error.what()).find(message) == 0, error.what());
+        return;
+    }
+    CHECK_DETAIL(false, "nothing was thrown: " + message);
+}
+
+void exceptions() {
+    std::vector<float> y(8);
+    const bn::View xs = bn::view(x.data(), {2, 2, 2});
+    const bn::MutView ys = bn::view(y.data(), {2, 2, 2});
+    using std::invalid_argument;
+    check_throws<invalid_argument>("batch_norm: axis 7 is out of range for x of shape (2, 2, 2)",
+                                   [&] { bn::batch_norm(xs, 7, {}, {}, ys, {}); });
+    check_throws<invalid_argument>("batch_norm_backward: saved.mean is required",
+                                   [&] { bn::batch_norm_backward(xs, xs, 1, {}, {}, ys, {}, {}); });
+    check_throws<invalid_argument>("batch_norm_inference: mean is required",
+                                   [&] { bn::batch_norm_inference(xs, 1, {}, {}, {}, {}, ys); });
+    check_throws<invalid_argument>("batch_norm_inference_backward: mean is required",
+                                   [&] { bn::batch_norm_inference_backward(xs, xs, 1, {}, {}, {}, ys, {}, {}); });
+    check_throws<invalid_argument>("moments: axis 3", [&] { bn::moments(xs, 3, {}); });
+    check_throws<invalid_argument>("normalize: mean is required", [&] { bn::normalize(xs, 1, {}, {}, {}, ys, {}); });
+    check_throws<invalid_argument>("grad_sums: saved.mean is required", [&] { bn::grad_sums(xs, xs, 1, {}, {}); });
+    check_throws<invalid_argument>("input_grad: saved.mean is required",
+                                   [&] { bn::input_grad(xs, xs, 1, {}, {}, {}, ys, {}, {}); });
+    check_throws<invalid_argument>("workspace_bytes: axis 3", [&] { bn::workspace_bytes(bn::Op::moments, xs, 3); });
+    check_throws<invalid_argument>("set_num_threads: threads must be", [] { bn::set_num_threads(-1); });
+    CHECK(y == std::vector<float>(8));
+
+    bn::Status status;
+    status.code = bn::Code::unavailable;
+    check_throws<std::runtime_error>("", [&] { bn::check(status); });
+    status.code = bn::Code::out_of_memory;
+    check_throws<std::bad_alloc>("", [&] { bn::check(status); });
+}
+
+}  // namespace
+
+int main() {
+    results();
+    exceptions();
+    return report();
+}

@@ -1,0 +1,81 @@
+"""The C++ tests: on each instruction set, without OpenMP, under sanitizers and on emulated processors."""
+
+import cpp_build
+import pytest
+from cpp_build import ROOT, cmake_build, ctest, isas, run, tool
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory):
+    return cpp_build.dev(tmp_path_factory)
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_instruction_set(dev, isa):
+    ctest(dev, BATCHNORM_ISA=isa, BATCHNORM_TEST_ISA=isa)
+
+
+def test_best_instruction_set_is_the_default(dev):
+    """The library finds what the processor has, and uses the best."""
+    lines = run(dev / "tests/cpp/test_batchnorm_hpp").splitlines()
+    assert f"isa {isas()[0]}, available: {' '.join(isas())}" in lines
+    assert "threads by OpenMP" in lines
+
+
+def test_unknown_instruction_set_is_refused(dev):
+    assert ", 0 failed" in run(dev / "tests/cpp/test_unavailable", BATCHNORM_ISA="nonsense")
+
+
+def test_failures_are_failures(dev):
+    """A test binary does not pass on another instruction set than the one asked for."""
+    with pytest.raises(AssertionError, match=r"scalar instead of other"):
+        run(dev / "tests/cpp/test_batchnorm_hpp", BATCHNORM_ISA="scalar", BATCHNORM_TEST_ISA="other")
+
+
+def test_posix_threads(tmp_path):
+    build = cmake_build(ROOT, tmp_path, "--preset", "dev", "-DBATCHNORM_OPENMP=OFF")
+    assert "threads by POSIX threads" in run(build / "tests/cpp/test_batchnorm_hpp")
+    ctest(build)
+
+
+def test_sanitizers(tmp_path):
+    try:  # Debug: optimizing this code would take most of the time.
+        build = cmake_build(ROOT, tmp_path, "--preset", "asan", "-DCMAKE_BUILD_TYPE=Debug")
+    except AssertionError as error:
+        if "asan" not in str(error) and "ubsan" not in str(error):
+            raise
+        pytest.skip("the compiler has no sanitizer runtime")
+    ctest(build)
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory):
+    """A static build for 64-bit ARM, whose tests ctest runs under the emulator."""
+    return cmake_build(
+        ROOT,
+        tmp_path_factory.mktemp("arm"),
+        "--preset=release",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={tool('aarch64-linux-gnu-g++')}",
+        f"-DCMAKE_CROSSCOMPILING_EMULATOR={tool('qemu-aarch64')}",
+        "-DCMAKE_EXE_LINKER_FLAGS=-static",
+        "-DBATCHNORM_OPENMP=OFF",
+    )
+
+
+@pytest.mark.parametrize("isa", ["neon", "scalar"])
+def test_arm(arm, isa):
+    ctest(arm, BATCHNORM_ISA=isa, BATCHNORM_TEST_ISA=isa, BATCHNORM_TEST_QUICK="1")
+
+
+def test_processor_without_avx2(dev):
+    """An illegal instruction would end a process here; asking for AVX2 is refused."""
+    if "avx2" not in isas():
+        pytest.skip("not an x86-64 build")
+    nehalem = [tool("qemu-x86_64"), "-cpu", "Nehalem"]
+    for binary in sorted((dev / "tests/cpp").glob("test_*")):
+        if binary.name == "test_unavailable":
+            run(*nehalem, binary, BATCHNORM_ISA="avx2")
+        else:
+            run(*nehalem, binary, BATCHNORM_TEST_ISA="scalar", BATCHNORM_TEST_QUICK="1")
