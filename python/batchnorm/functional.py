@@ -143,6 +143,8 @@ def normalize(
 
     ``normalize(x, moments(x))`` gives the same bits as ``batch_norm(x)``.
     """
+    if not isinstance(moments, Moments):
+        raise TypeError(f"moments is {type(moments).__name__}, expected bn.Moments")
     return _core.normalize(x, moments.mean, moments.m2, moments.count, gamma, beta, axis, eps, out, threads)
 
 
@@ -169,4 +171,6 @@ def input_grad(
     dgamma and dbeta are those of the sums: with merged sums they are already the totals, not to be added again.
     ``input_grad(dy, x, saved, grad_sums(dy, x, saved))`` gives the same bits as ``batch_norm_backward(dy, x, saved)``.
     """
+    if not isinstance(sums, GradSums):
+        raise TypeError(f"sums is {type(sums).__name__}, expected bn.GradSums")
     return Grads(*_core.input_grad(dy, x, saved, sums.count, sums.sum_dy, sums.sum_dy_xmu, gamma, out, threads))

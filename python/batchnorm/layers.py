@@ -62,6 +62,8 @@ class BatchNorm:
             raise ValueError(f"momentum must be from 0 to 1, got {momentum}")
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"dtype must be a float type, got {np.dtype(dtype)}")
+        if threads is not None and operator.index(threads) < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
         self.num_features = num_features
         self.axis = axis
         self.eps = eps

@@ -67,6 +67,23 @@ Kind kind_of(nb::handle object) {
 std::string text(nb::handle object) { return nb::str(object).c_str(); }
 std::string type_text(nb::handle object) { return nb::type_name(object.type()).c_str(); }
 
+// Whether a parameter may have a dtype: float16, long double, a foreign byte order, ml_dtypes' bfloat16 (of kind V)
+// too.
+bool is_float(nb::handle dtype, Kind kind) {
+    if (kind == Kind::torch) return nb::cast<bool>(dtype.attr("is_floating_point"));
+    return text(dtype.attr("kind")) == "f" || text(dtype.attr("name")).rfind("bfloat", 0) == 0;
+}
+
+// Whether the library reads it as it is.
+bool is_native(nb::handle dtype, Kind kind) {
+    if (kind == Kind::torch) return text(dtype) == "torch.float32" || text(dtype) == "torch.float64";
+    return dtype.is(NumPy::get().float32_dtype) || dtype.is(NumPy::get().float64_dtype);
+}
+
+bool requires_grad(nb::handle object, Kind kind) {
+    return kind == Kind::torch && nb::cast<bool>(object.attr("requires_grad"));
+}
+
 constexpr const char* accepted = "expected float32 or float64";
 
 // 'f' or 'd' in native byte order; 0 for what is neither.
@@ -140,7 +157,7 @@ void Array::import_numpy(const char* argument, bool writable) {
 }
 
 void Array::import_torch(const char* argument) {
-    if (nb::cast<bool>(object_.attr("requires_grad")))
+    if (requires_grad(object_, Kind::torch))
         raise(PyExc_TypeError, "%s requires grad, which this function would lose: pass %s.detach()", argument,
               argument);
     if (const nb::object device = object_.attr("device"); text(device.attr("type")) != "cpu")
@@ -220,25 +237,20 @@ Array Array::param(const char* argument, nb::handle object, Kind kind) {
         array.converted_ = true;
         return array;
     }
-    const nb::object dtype = object.attr("dtype");
-    if (own == Kind::torch && own == kind && nb::cast<bool>(dtype.attr("is_floating_point"))) {
-        const std::string type = text(dtype);
-        const bool direct =
-            type == "torch.float32" || type == "torch.float64" || nb::cast<bool>(object.attr("requires_grad"));
-        array.import(argument, direct ? nb::borrow(object) : object.attr("double")(), kind, false);
-        if (!direct) array.cast_to_ = dtype;
+    if (own != kind || is_masked(object)) {
+        array.import(argument, object, kind, false);  // says what is wrong
         return array;
     }
-    if (own == Kind::numpy && own == kind && !is_masked(object)) {
-        const bool direct = dtype.is(np.float32_dtype) || dtype.is(np.float64_dtype);
-        // Another float type: float16, long double, a foreign byte order, ml_dtypes' bfloat16 (of kind V).
-        if (!direct && (text(dtype.attr("kind")) == "f" || text(dtype.attr("name")).rfind("bfloat", 0) == 0)) {
-            array.import(argument, object.attr("astype")(np.float64), kind, false);
-            array.cast_to_ = dtype;
-            return array;
-        }
+    const nb::object dtype = object.attr("dtype");
+    if (is_native(dtype, own) || requires_grad(object, own)) {
+        array.import(argument, object, kind, false);
+        return array;
     }
-    array.import(argument, object, kind, false);
+    if (!is_float(dtype, own))
+        raise(PyExc_TypeError, "%s has dtype %s, expected a float type", argument, text(dtype).c_str());
+    const nb::object converted = own == Kind::torch ? object.attr("double")() : object.attr("astype")(np.float64);
+    array.import(argument, converted, kind, false);
+    array.cast_to_ = dtype;
     return array;
 }
 

@@ -34,6 +34,12 @@ Options options(nb::handle threads, nb::handle eps = {}) {
     return options;
 }
 
+const Saved& as_saved(nb::handle object) {
+    if (!nb::isinstance<Saved>(object))
+        raise(PyExc_TypeError, "saved is %s, expected bn.Saved", nb::type_name(object.type()).c_str());
+    return nb::cast<const Saved&>(object);
+}
+
 // M, the number of values behind each of these statistics; 0 where there are none.
 double values_behind(const batchnorm::View& x, const Axes& axes) {
     double values = 1;
@@ -55,8 +61,9 @@ nb::tuple batch_norm(nb::object x_, nb::object gamma_, nb::object beta_, nb::obj
     return nb::make_tuple(out.object(), saved);
 }
 
-nb::tuple batch_norm_backward(nb::object dy_, nb::object x_, const Saved& saved, nb::object gamma_, nb::object out_,
+nb::tuple batch_norm_backward(nb::object dy_, nb::object x_, nb::object saved_, nb::object gamma_, nb::object out_,
                               nb::object threads) {
+    const Saved& saved = as_saved(saved_);
     const Options opts = options(threads);
     const Axes axes = parse_axes(saved.axis);
     const Array x = Array::tensor("x", x_), dy = Array::tensor("dy", dy_, x.kind());
@@ -136,7 +143,8 @@ nb::tuple normalize(nb::object x_, nb::object mean_, nb::object m2_, nb::object 
     return nb::make_tuple(out.object(), saved);
 }
 
-nb::tuple grad_sums(nb::object dy_, nb::object x_, const Saved& saved, nb::object threads) {
+nb::tuple grad_sums(nb::object dy_, nb::object x_, nb::object saved_, nb::object threads) {
+    const Saved& saved = as_saved(saved_);
     const Options opts = options(threads);
     const Axes axes = parse_axes(saved.axis);
     const Array x = Array::tensor("x", x_), dy = Array::tensor("dy", dy_, x.kind());
@@ -150,8 +158,9 @@ nb::tuple grad_sums(nb::object dy_, nb::object x_, const Saved& saved, nb::objec
     return nb::make_tuple(count, sum_dy.object(), sum_dy_xmu.object());
 }
 
-nb::tuple input_grad(nb::object dy_, nb::object x_, const Saved& saved, nb::object count_, nb::object sum_dy_,
+nb::tuple input_grad(nb::object dy_, nb::object x_, nb::object saved_, nb::object count_, nb::object sum_dy_,
                      nb::object sum_dy_xmu_, nb::object gamma_, nb::object out_, nb::object threads) {
+    const Saved& saved = as_saved(saved_);
     const Options opts = options(threads);
     const Axes axes = parse_axes(saved.axis);
     const Array x = Array::tensor("x", x_), dy = Array::tensor("dy", dy_, x.kind());
@@ -184,7 +193,7 @@ NB_MODULE(_core, m) {
 
     m.def("batch_norm", &batch_norm, "x"_a.none(), "gamma"_a.none(), "beta"_a.none(), "axis"_a.none(), "eps"_a.none(),
           "out"_a.none(), "threads"_a.none());
-    m.def("batch_norm_backward", &batch_norm_backward, "dy"_a.none(), "x"_a.none(), "saved"_a, "gamma"_a.none(),
+    m.def("batch_norm_backward", &batch_norm_backward, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "gamma"_a.none(),
           "out"_a.none(), "threads"_a.none());
     m.def("batch_norm_inference", &batch_norm_inference, "x"_a.none(), "mean"_a.none(), "var"_a.none(),
           "gamma"_a.none(), "beta"_a.none(), "axis"_a.none(), "eps"_a.none(), "out"_a.none(), "threads"_a.none());
@@ -193,8 +202,8 @@ NB_MODULE(_core, m) {
     m.def("moments", &moments, "x"_a.none(), "axis"_a.none(), "threads"_a.none());
     m.def("normalize", &normalize, "x"_a.none(), "mean"_a.none(), "m2"_a.none(), "count"_a.none(), "gamma"_a.none(),
           "beta"_a.none(), "axis"_a.none(), "eps"_a.none(), "out"_a.none(), "threads"_a.none());
-    m.def("grad_sums", &grad_sums, "dy"_a.none(), "x"_a.none(), "saved"_a, "threads"_a.none());
-    m.def("input_grad", &input_grad, "dy"_a.none(), "x"_a.none(), "saved"_a, "count"_a.none(), "sum_dy"_a.none(),
+    m.def("grad_sums", &grad_sums, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "threads"_a.none());
+    m.def("input_grad", &input_grad, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "count"_a.none(), "sum_dy"_a.none(),
           "sum_dy_xmu"_a.none(), "gamma"_a.none(), "out"_a.none(), "threads"_a.none());
 
     m.def("version", &batchnorm::version);

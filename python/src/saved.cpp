@@ -85,7 +85,9 @@ Saved::Saved(nb::object mean_, nb::object inv_std_, nb::object var_, nb::object 
     mean = copy_statistic("mean", mean_, &shape, {});
     inv_std = copy_statistic("inv_std", inv_std_, nullptr, shape);
     if (!var_.is_none()) var = copy_statistic("var", var_, nullptr, shape);
-    if (!count_.is_none()) count = parse_number("count", count_);
+    if (count_.is_none()) return;
+    count = parse_number("count", count_);
+    if (!(count > 0)) raise(PyExc_ValueError, "count must be positive, got %g", count);
 }
 
 batchnorm::MutStats Saved::outputs() {

@@ -1,0 +1,21 @@
+"""Python in a process of its own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+
+def run_python(*arguments, timeout=120, **environment):
+    """Run it in this environment, without this library's own variables, and with the given ones."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("BATCHNORM_", "OMP_"))}
+    return subprocess.run(
+        [sys.executable, *arguments], env=env | environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def output_of(code, timeout=120, **environment):
+    """What the code prints."""
+    done = run_python("-c", textwrap.dedent(code), timeout=timeout, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

@@ -1,0 +1,75 @@
+"""Every instruction set that this machine has, each in a process of its own, since a process uses one."""
+
+import os
+from pathlib import Path
+
+import pytest
+from child import output_of, run_python
+
+from batchnorm import _core
+
+HERE = Path(__file__).parent
+ISAS = _core.available_isas()
+
+
+def test_the_best_one_is_used():
+    assert "scalar" in ISAS
+    assert output_of("from batchnorm import _core; print(_core.isa())") == ISAS[0]
+    assert output_of("from batchnorm import _core; print(_core.isa())", BATCHNORM_ISA="") == ISAS[0]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_functions_and_numbers(isa, tmp_path):
+    """The whole of both files; a plugin of this process' own says which instruction set did the work."""
+    (tmp_path / "says_isa.py").write_text(
+        "from batchnorm import _core\n"
+        "def pytest_terminal_summary(terminalreporter):\n"
+        "    terminalreporter.write_line(f'computed with {_core.isa()}')\n"
+    )
+    done = run_python(
+        *("-m", "pytest", "-q", "-x", "-p", "says_isa", "-p", "no:cacheprovider"),
+        *("-c", str(HERE.parents[1] / "pyproject.toml"), "--rootdir", str(HERE.parents[1])),
+        *(str(HERE / "test_functions.py"), str(HERE / "test_numbers.py")),
+        timeout=900,
+        BATCHNORM_ISA=isa,
+        BATCHNORM_NUM_THREADS="1",
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert f"computed with {isa}\n" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_unknown_name():
+    code = """
+        import numpy as np, batchnorm as bn
+        x = np.zeros((4, 3), np.float32)
+        out = np.full((4, 3), 7, np.float32)
+        calls = [
+            lambda: bn.batch_norm(x, out=out),
+            lambda: bn.batch_norm_backward(x, x, bn.Saved([0, 0, 0], [1, 1, 1]), out=out),
+            lambda: bn.batch_norm_inference(x, 0, 1, out=out),
+            lambda: bn.batch_norm_inference_backward(x, x, 0, 1, out=out),
+            lambda: bn.moments(x),
+            lambda: bn.normalize(x, bn.Moments(np.zeros(3), np.ones(3), 4.0), out=out),
+            lambda: bn.grad_sums(x, x, bn.Saved([0, 0, 0], [1, 1, 1])),
+            lambda: bn.BatchNorm(3)(x, out=out),
+        ]
+        for call in calls:
+            try:
+                call()
+            except RuntimeError as error:
+                print(error)
+        assert np.all(out == 7)
+        """
+    lines = output_of(code, BATCHNORM_ISA="nonsense").splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        assert "BATCHNORM_ISA=nonsense" in line
+        assert line.endswith(", ".join(ISAS))
+
+
+def test_unknown_name_is_shown_by_info():
+    text = run_python("-m", "batchnorm", "info", BATCHNORM_ISA="nonsense").stdout
+    assert "BATCHNORM_ISA names one that is not available" in text
+    assert ", ".join(ISAS) in text

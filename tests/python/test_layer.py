@@ -1,0 +1,577 @@
+"""The BatchNorm layer."""
+
+import concurrent.futures
+import copy
+import gc
+import io
+import itertools
+import pickle
+import weakref
+
+import numpy as np
+import pytest
+import reference
+from checks import same_bits
+from reference import assert_matches
+
+import batchnorm as bn
+
+ARRAYS = ("gamma", "beta", "dgamma", "dbeta", "running_mean", "running_var", "num_batches_tracked")
+
+
+def batch(n=6, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(2, 3, (n, 3, 5)).astype(dtype)
+
+
+def a_layer(**options):
+    """A layer of 3 features whose arrays all differ from their start."""
+    layer = bn.BatchNorm(3, **options)
+    rng = np.random.default_rng(9)
+    for name in ("gamma", "beta", "running_mean", "running_var"):
+        if getattr(layer, name) is not None:
+            getattr(layer, name)[...] = rng.uniform(0.5, 2, 3)
+    return layer
+
+
+# ---------------------------------------------------------------------------------------------------- construction
+
+
+def test_a_new_layer():
+    layer = bn.BatchNorm(3)
+    for name in ARRAYS[:-1]:
+        array = getattr(layer, name)
+        assert array.dtype == np.float32
+        assert array.shape == (3,)
+        assert np.all(array == (name in ("gamma", "running_var")))
+    assert layer.num_batches_tracked == 0
+    assert layer.mode == "train"
+    assert (layer.num_features, layer.axis, layer.eps, layer.momentum) == (3, 1, 1e-5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((2.5,), {}, TypeError, "num_features .*2.5"),
+        (("3",), {}, TypeError, "num_features .*'3'"),
+        ((None,), {}, TypeError, "num_features .*None"),
+        ((-1,), {}, ValueError, "num_features .*-1"),
+        (((3, -1),), {"axis": (1, 2)}, ValueError, r"num_features .*\(3, -1\)"),
+        (((3, 4),), {}, ValueError, r"axis 1 has 1 axes.*num_features \(3, 4\)"),
+        ((3,), {"axis": (1, 2)}, ValueError, r"axis \(1, 2\) has 2 axes.*num_features 3"),
+        ((3,), {"eps": 0}, ValueError, "eps must be positive and finite, got 0"),
+        ((3,), {"eps": -1}, ValueError, "eps"),
+        ((3,), {"eps": float("nan")}, ValueError, "eps"),
+        ((3,), {"eps": float("inf")}, ValueError, "eps"),
+        ((3,), {"momentum": -0.1}, ValueError, "momentum must be from 0 to 1, got -0.1"),
+        ((3,), {"momentum": 1.1}, ValueError, "momentum"),
+        ((3,), {"momentum": float("nan")}, ValueError, "momentum"),
+        ((3,), {"dtype": "int32"}, TypeError, "dtype must be a float type, got int32"),
+        ((3,), {"dtype": complex}, TypeError, "dtype"),
+        ((3, 1), {}, TypeError, "positional"),
+    ],
+)
+def test_constructor_errors(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        bn.BatchNorm(*arguments, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"center": False}, {"scale": False}, {"center": False, "scale": False}])
+def test_center_and_scale(options):
+    layer = a_layer(**options)
+    assert (layer.beta is None) == (layer.dbeta is None) == ("center" in options)
+    assert (layer.gamma is None) == (layer.dgamma is None) == ("scale" in options)
+    x, dy = batch(), batch(seed=1)
+    assert_matches(layer(x), reference.forward(x, 1, layer.gamma, layer.beta).y)
+    assert_matches(layer.backward(dy), reference.backward(dy, x, 1, layer.gamma).dx)
+    names = [name for name, _, _ in layer.parameters()]
+    assert names == [n for n in ("gamma", "beta") if getattr(layer, n) is not None]
+    assert ("weight" in layer.state_dict()) == ("scale" not in options)
+    assert ("bias" in layer.state_dict()) == ("center" not in options)
+    layer.zero_grad()
+
+
+def test_several_kept_axes():
+    x, dy = (batch(seed=i).reshape(6, 3, 5) for i in range(2))
+    layer = bn.BatchNorm((3, 5), axis=(1, 2))
+    assert layer.gamma.shape == layer.running_var.shape == (3, 5)
+    assert_matches(layer(x), reference.forward(x, (1, 2)).y)
+    assert_matches(layer.backward(dy), reference.backward(dy, x, (1, 2)).dx)
+    assert_matches(layer.dgamma, reference.backward(dy, x, (1, 2)).dgamma)
+    assert bn.BatchNorm((3,), axis=(1,)).gamma.shape == (3,)
+    assert bn.BatchNorm((), axis=()).gamma.shape == ()
+
+
+def test_channels_last():
+    x = np.ascontiguousarray(batch().transpose(0, 2, 1))
+    layer = a_layer(axis=-1)
+    assert_matches(layer(x), reference.forward(x, -1, layer.gamma, layer.beta).y)
+
+
+def test_float64():
+    layer = a_layer(dtype="float64")
+    assert all(getattr(layer, name).dtype == np.float64 for name in ARRAYS[:-1])
+    x, dy = batch(dtype=np.float64), batch(seed=1, dtype=np.float64)
+    assert_matches(layer(x), reference.forward(x, 1, layer.gamma, layer.beta).y)
+    assert_matches(layer.backward(dy), reference.backward(dy, x, 1, layer.gamma).dx)
+    assert_matches(layer.dgamma, reference.backward(dy, x, 1, layer.gamma).dgamma)
+
+
+# ------------------------------------------------------------------------------------------------------------ modes
+
+
+def test_modes_return_the_layer():
+    layer = bn.BatchNorm(3)
+    for mode in ("eval", "freeze", "train"):
+        assert getattr(layer, mode)() is layer
+        assert layer.mode == mode
+
+
+def test_training():
+    layer = a_layer()
+    x, dy = batch(), batch(seed=1)
+    assert_matches(layer(x), reference.forward(x, 1, layer.gamma, layer.beta).y)
+    want = reference.backward(dy, x, 1, layer.gamma)
+    assert_matches(layer.backward(dy), want.dx)
+    assert_matches(layer.dgamma, want.dgamma)
+    assert_matches(layer.dbeta, want.dbeta)
+
+
+@pytest.mark.parametrize("mode", ["eval", "freeze"])
+def test_running_statistics_are_used_and_left(mode):
+    layer = getattr(a_layer(), mode)()
+    before = layer.state_dict()
+    x, dy = batch(), batch(seed=1)
+    statistics = layer.running_mean, layer.running_var
+    assert_matches(layer(x), reference.inference(x, *statistics, 1, layer.gamma, layer.beta))
+    if mode == "freeze":
+        want = reference.inference_backward(dy, x, *statistics, 1, layer.gamma)
+        assert_matches(layer.backward(dy), want.dx)
+        assert_matches(layer.dgamma, want.dgamma)
+        assert_matches(layer.dbeta, want.dbeta)
+    for key, value in layer.state_dict().items():
+        assert same_bits(value, before[key])
+
+
+def test_frozen_backward_uses_the_statistics_of_its_forward():
+    layer = a_layer().freeze()
+    x, dy = batch(), batch(seed=1)
+    mean, var = layer.running_mean.copy(), layer.running_var.copy()
+    layer(x)
+    layer.running_mean[...] = layer.running_var[...] = 77
+    assert_matches(layer.backward(dy), reference.inference_backward(dy, x, mean, var, 1, layer.gamma).dx)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0, 1, 0.25])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_running_statistics(momentum, dtype):
+    layer = bn.BatchNorm(3, momentum=momentum, dtype=dtype)
+    mean, var = np.zeros(3), np.ones(3)
+    for step in range(4):
+        x = batch(4 + step, seed=step, dtype=dtype)
+        layer(x)
+        wide = x.astype(np.float64)
+        mean = (1 - momentum) * mean + momentum * wide.mean((0, 2))
+        var = (1 - momentum) * var + momentum * wide.var((0, 2), ddof=1)
+        # Stored after each step: a rounding each to dtype.
+        tolerance = 4 * np.finfo(dtype).eps
+        assert np.all(np.abs(layer.running_mean - mean) <= tolerance * np.abs(mean).max())
+        assert np.all(np.abs(layer.running_var - var) <= tolerance * var.max())
+        assert layer.num_batches_tracked == step + 1
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (4, 3, 0)])
+def test_empty_batch(shape):
+    layer = a_layer()
+    before = layer.state_dict()
+    x = np.zeros(shape, np.float32)
+    assert layer(x).shape == shape
+    for key, value in layer.state_dict().items():
+        assert same_bits(value, before[key])
+    layer.dgamma[...] = layer.dbeta[...] = 5
+    assert layer.backward(x).shape == shape
+    assert np.all(layer.dgamma == 0)
+    assert np.all(layer.dbeta == 0)
+
+
+def test_zero_features():
+    layer = bn.BatchNorm(0)
+    x = np.zeros((4, 0, 5), np.float32)
+    assert layer(x).shape == layer.backward(x).shape == x.shape
+    assert layer.num_batches_tracked == 0
+    assert layer.eval()(x).shape == x.shape
+
+
+WRONG_X = {
+    "one value": (np.zeros((1, 3), np.float32), ValueError, "variance"),
+    "features": (np.zeros((6, 4, 5), np.float32), ValueError, r"x has \(4,\) features along axis 1.*\(3,\)"),
+    "rank": (np.zeros(3, np.float32), ValueError, "axis 1 is out of range"),
+    "dtype": (np.zeros((6, 3, 5), int), TypeError, "x has dtype"),
+    "list": (np.zeros((6, 3)).tolist(), TypeError, "x is list"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_X)
+def test_wrong_x_changes_nothing(case):
+    x, error, message = WRONG_X[case]
+    layer = a_layer()
+    before = layer.state_dict()
+    good = batch()
+    layer(good)
+    want = layer.backward(good)
+    layer.load_state_dict(before)
+    layer(good)
+    layer.load_state_dict(before)
+    with pytest.raises(error, match=message):
+        layer(x)
+    for key, value in layer.state_dict().items():
+        assert same_bits(value, before[key])
+    assert same_bits(layer.backward(good), want)  # the batch before is still there
+    with pytest.raises((TypeError, ValueError)):
+        layer.eval()(x if case != "one value" else x[0])
+
+
+def test_out():
+    x = batch()
+    out, dx = np.empty_like(x), np.empty_like(x)
+    for mode in ("train", "freeze"):
+        layer = getattr(a_layer(), mode)()
+        assert layer(x, out=out) is out
+        assert layer.backward(x, out=dx) is dx
+    assert a_layer().eval()(x, out=out) is out
+
+
+def test_threads():
+    x = np.random.default_rng(0).normal(0, 1, (64, 3, 50, 50)).astype(np.float32)
+    results = []
+    for threads in (1, 3, None):
+        layer = a_layer(threads=threads)
+        results.append((layer(x), layer.backward(x), layer.dgamma))
+    for result in results[1:]:
+        assert all(map(same_bits, result, results[0]))
+    with pytest.raises(ValueError, match="threads"):
+        bn.BatchNorm(3, threads=0)
+
+
+# -------------------------------------------------------------------------------------------------------- gradients
+
+
+def test_accumulate():
+    layer = a_layer()
+    parts = [(batch(seed=i), batch(seed=10 + i)) for i in range(3)]
+    grads = []
+    for i, (x, dy) in enumerate(parts):
+        layer(x)
+        layer.backward(dy, accumulate=i > 0)
+        alone = a_layer()
+        alone(x)
+        alone.backward(dy)
+        grads.append((alone.dgamma, alone.dbeta))
+    assert same_bits(layer.dgamma, grads[0][0] + grads[1][0] + grads[2][0])
+    assert same_bits(layer.dbeta, grads[0][1] + grads[1][1] + grads[2][1])
+    layer(parts[0][0])
+    layer.backward(parts[0][1])  # does not accumulate
+    assert same_bits(layer.dgamma, grads[0][0])
+
+
+def test_parameters_and_zero_grad():
+    layer = a_layer()
+    layer(batch())
+    layer.backward(batch(seed=1))
+    parameters = list(layer.parameters())
+    assert [name for name, _, _ in parameters] == ["gamma", "beta"]
+    for name, value, grad in parameters:
+        assert value is getattr(layer, name)
+        assert grad is getattr(layer, f"d{name}")
+        assert np.any(grad != 0)
+    layer.zero_grad()
+    assert not np.any(layer.dgamma)
+    assert not np.any(layer.dbeta)
+
+
+def test_gradient_descent_in_place():
+    layer = a_layer(dtype="float64")
+    x, target = batch(dtype=np.float64), batch(seed=1, dtype=np.float64)
+    losses = []
+    for _ in range(20):
+        y = layer(x)
+        losses.append(np.mean((y - target) ** 2))
+        layer.backward(2 * (y - target) / y.size)
+        for _, value, grad in layer.parameters():
+            value -= 0.2 * grad
+    assert all(after < before for before, after in itertools.pairwise(losses))
+
+
+# ------------------------------------------------------------------------------------- what waits for its backward
+
+
+def test_second_backward():
+    layer = a_layer()
+    x = batch()
+    layer(x)
+    layer.backward(x)
+    with pytest.raises(RuntimeError, match="already"):
+        layer.backward(x)
+    layer(x)
+    layer.backward(x)
+
+
+def test_backward_without_forward():
+    for layer in (bn.BatchNorm(3), bn.BatchNorm(3).eval(), bn.BatchNorm(3).freeze()):
+        with pytest.raises(RuntimeError, match="backward needs a call"):
+            layer.backward(batch())
+    layer = bn.BatchNorm(3).eval()
+    layer(batch())
+    with pytest.raises(RuntimeError, match="backward needs a call"):
+        layer.backward(batch())
+
+
+def test_several_forwards():
+    layer = a_layer()
+    inputs = [batch(seed=i) for i in range(3)]
+    dys = [batch(seed=10 + i) for i in range(3)]
+    contexts = []
+    for x in inputs:
+        y, ctx = layer.forward(x)
+        assert_matches(y, reference.forward(x, 1, layer.gamma, layer.beta).y)
+        contexts.append(ctx)
+    with pytest.raises(RuntimeError, match="backward needs a call"):  # forward() leaves nothing in the layer
+        layer.backward(dys[0])
+    for i in (1, 0, 2):
+        want = reference.backward(dys[i], inputs[i], 1, layer.gamma)
+        assert_matches(layer.backward(dys[i], contexts[i]), want.dx)
+        assert_matches(layer.dgamma, want.dgamma)
+        with pytest.raises(RuntimeError, match="already"):
+            layer.backward(dys[i], contexts[i])
+    assert layer.num_batches_tracked == 3
+    assert layer.eval().forward(inputs[0])[1] is None
+
+
+def test_mode_may_change_before_backward():
+    layer = a_layer()
+    x, dy = batch(), batch(seed=1)
+    layer(x)
+    layer.freeze()
+    assert_matches(layer.backward(dy), reference.backward(dy, x, 1, layer.gamma).dx)
+    layer(x)
+    layer.eval()
+    layer(batch(seed=2))  # keeps nothing, and leaves what is kept
+    want = reference.inference_backward(dy, x, layer.running_mean, layer.running_var, 1, layer.gamma)
+    assert_matches(layer.backward(dy), want.dx)
+
+
+def test_a_wrong_dy_can_be_corrected():
+    layer = a_layer()
+    x = batch()
+    layer(x)
+    layer.dgamma[...] = 5
+    with pytest.raises(ValueError, match="dy has shape"):
+        layer.backward(x[:2])
+    assert np.all(layer.dgamma == 5)
+    assert_matches(layer.backward(x), reference.backward(x, x, 1, layer.gamma).dx)
+
+
+class Watched(np.ndarray):
+    """An array that weak references can point to."""
+
+
+def watched():
+    x = batch().view(Watched)
+    return x, weakref.ref(x)
+
+
+def test_x_is_kept_until_backward():
+    for mode in ("train", "freeze"):
+        layer = getattr(a_layer(), mode)()
+        x, alive = watched()
+        dy = np.array(x)
+        layer(x)
+        del x
+        gc.collect()
+        assert alive() is not None
+        layer.backward(dy)
+        gc.collect()
+        assert alive() is None
+
+
+def test_eval_keeps_nothing():
+    layer = a_layer().eval()
+    x, alive = watched()
+    y = layer(x)
+    del x, y
+    gc.collect()
+    assert alive() is None
+
+
+def test_concurrent_eval():
+    layer = a_layer().eval()
+    inputs = [batch(400, seed=i) for i in range(8)]
+    wants = [layer(x) for x in inputs]
+    before = dict(layer.__dict__)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda i: layer(inputs[i % 8]), range(200)))
+    for i, y in enumerate(results):
+        assert same_bits(y, wants[i % 8])
+    assert layer.__dict__ == before
+
+
+# ------------------------------------------------------------------------------------------------------------ state
+
+
+def test_state_dict_copies():
+    layer = a_layer()
+    state = layer.state_dict()
+    assert list(state) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    before = {key: value.copy() for key, value in state.items()}
+    for array in (layer.gamma, layer.beta, layer.running_mean, layer.running_var, layer.num_batches_tracked):
+        array[...] = 99
+    for key, value in state.items():
+        assert same_bits(value, before[key])
+
+
+def test_load_state_dict():
+    source, layer = a_layer(), bn.BatchNorm(3)
+    source(batch())
+    assert layer.load_state_dict(source.state_dict()) is None
+    for key, value in layer.state_dict().items():
+        assert same_bits(value, source.state_dict()[key])
+    x = batch(seed=3)
+    assert same_bits(layer.eval()(x), source.eval()(x))
+
+
+def test_load_from_npz():
+    source, layer = a_layer(), bn.BatchNorm(3)
+    file = io.BytesIO()
+    np.savez(file, **{f"net.bn1.{key}": value for key, value in source.state_dict().items()}, other=np.zeros(7))
+    file.seek(0)
+    with np.load(file) as arrays:
+        layer.load_state_dict(arrays, prefix="net.bn1.")
+    for key, value in layer.state_dict().items():
+        assert same_bits(value, source.state_dict()[key])
+
+
+def test_load_other_types():
+    layer = bn.BatchNorm(3)
+    layer.load_state_dict(
+        {"weight": [1, 2, 3], "bias": (4.0, 5, 6), "running_mean": np.array([7, 8, 9], np.float64),
+         "running_var": np.array([1, 2, 3], ">f2")}
+    )  # fmt: skip
+    assert same_bits(layer.gamma, np.float32([1, 2, 3]))
+    assert same_bits(layer.running_var, np.float32([1, 2, 3]))
+    assert layer.num_batches_tracked == 0  # which old checkpoints lack
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("weight"), r"missing \['weight'\]"),
+        (lambda s: s.pop("running_var"), r"missing \['running_var'\]"),
+        (lambda s: s.update(extra=np.zeros(3)), r"unexpected \['extra'\]"),
+        (lambda s: s.update(bias=np.zeros(4)), r"bias has shape \(4,\), expected \(3,\)"),
+        (lambda s: s.update(running_var=np.ones((3, 1))), r"running_var has shape \(3, 1\), expected \(3,\)"),
+        (lambda s: s.update(running_mean=5.0), r"running_mean has shape \(\), expected \(3,\)"),
+        (lambda s: s.update(running_var=np.array([1, -1, 1])), "running_var must not be negative"),
+    ],
+)
+def test_load_errors_write_nothing(change, message):
+    layer = a_layer()
+    before = layer.state_dict()
+    state = {key: value + 1 for key, value in before.items()}
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        layer.load_state_dict(state)
+    with pytest.raises(ValueError, match="weight"):  # nothing has that prefix
+        layer.load_state_dict(state, prefix="bn.")
+    for key, value in layer.state_dict().items():
+        assert same_bits(value, before[key])
+
+
+def test_load_not_strict():
+    layer = a_layer()
+    before = layer.state_dict()
+    layer.load_state_dict({"bias": np.array([7, 8, 9]), "other": np.zeros(50)}, strict=False)
+    assert same_bits(layer.beta, np.float32([7, 8, 9]))
+    assert same_bits(layer.gamma, before["weight"])
+    with pytest.raises(ValueError, match="bias has shape"):
+        layer.load_state_dict({"bias": np.zeros(4)}, strict=False)
+
+
+def test_arrays_are_never_replaced():
+    layer = a_layer()
+    arrays = {name: getattr(layer, name) for name in ARRAYS}
+    x = batch()
+    layer(x)
+    layer.backward(x)
+    layer(x)
+    layer.backward(x, accumulate=True)
+    layer.zero_grad()
+    layer.load_state_dict({key: value + 1 for key, value in layer.state_dict().items()})
+    layer.freeze()(x)
+    layer.backward(x)
+    layer.eval()(x)
+    layer.train()(np.zeros((0, 3, 5), np.float32))
+    for name, array in arrays.items():
+        assert getattr(layer, name) is array
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_leave_the_batch_behind(copied):
+    layer = a_layer(eps=0.01, momentum=0.3).freeze()
+    x, alive = watched()
+    dy = np.array(x)
+    layer(x)
+    again = copied(layer)
+    with pytest.raises(RuntimeError, match="backward needs a call"):
+        again.backward(dy)
+    assert repr(again) == repr(layer)
+    for name in ARRAYS:
+        assert same_bits(getattr(again, name), getattr(layer, name))
+    assert same_bits(again.eval()(dy), layer.eval()(dy))
+    layer.backward(dy)  # the original still has its batch
+    del x
+    gc.collect()
+    assert alive() is None
+
+
+def test_deepcopy_shares_nothing():
+    layer = a_layer()
+    again = copy.deepcopy(layer)
+    for name in ARRAYS:
+        assert not np.shares_memory(getattr(again, name), getattr(layer, name))
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (lambda: bn.BatchNorm(3), "BatchNorm(3, axis=1, eps=1e-05, momentum=0.1, dtype='float32', mode='train')"),
+        (
+            lambda: bn.BatchNorm((3, 4), axis=(1, -1), eps=0.5, momentum=0.9, center=False, dtype="f8").freeze(),
+            "BatchNorm((3, 4), axis=(1, -1), eps=0.5, momentum=0.9, center=False, dtype='float64', mode='freeze')",
+        ),
+        (
+            lambda: bn.BatchNorm(3, scale=False, center=False).eval(),
+            "BatchNorm(3, axis=1, eps=1e-05, momentum=0.1, center=False, scale=False, dtype='float32', mode='eval')",
+        ),
+    ],
+)
+def test_repr(layer, text):
+    assert repr(layer()) == text
+
+
+# ------------------------------------------------------------------------------------------------------------ torch
+
+
+@pytest.mark.parametrize("mode", ["train", "freeze", "eval"])
+def test_torch_tensors(mode):
+    torch = pytest.importorskip("torch")
+    x, dy = batch(), batch(seed=1)
+    ours, theirs = (getattr(a_layer(), mode)() for _ in range(2))
+    y, want = theirs(torch.from_numpy(x)), ours(x)
+    assert isinstance(y, torch.Tensor)
+    assert same_bits(y.numpy(), want)
+    if mode != "eval":
+        dx, want = theirs.backward(torch.from_numpy(dy)), ours.backward(dy)
+        assert isinstance(dx, torch.Tensor)
+        assert same_bits(dx.numpy(), want)
+    for name in ARRAYS:
+        assert isinstance(getattr(theirs, name), np.ndarray)
+        assert same_bits(getattr(theirs, name), getattr(ours, name))

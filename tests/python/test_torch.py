@@ -1,0 +1,243 @@
+"""PyTorch: the same results, its tensors in and out without copies, its checkpoints, one OpenMP for both."""
+
+import numpy as np
+import pytest
+import reference
+from checks import same_bits
+from child import output_of
+from reference import assert_matches
+
+import batchnorm as bn
+
+torch = pytest.importorskip("torch")
+
+# rtol of the largest value: both round each term a few times
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
+SHAPES = [(16, 5), (8, 6, 7), (4, 24, 9, 11), (2, 5, 3, 4, 6)]
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def inputs(shape, dtype=torch.float32, last=False):
+    torch.manual_seed(0)
+    x, dy = torch.randn(2, *shape, dtype=dtype).unbind()
+    x = x * 3 + 2
+    if last:
+        x, dy = (t.contiguous(memory_format=CHANNELS_LAST[x.ndim]) for t in (x, dy))
+    gamma, beta = torch.randn(2, shape[1], dtype=dtype).unbind()
+    return x, dy, gamma, beta
+
+
+def assert_close(got, want):
+    assert got.dtype == want.dtype
+    assert torch.max(torch.abs(got - want)) <= TOLERANCE[want.dtype] * torch.max(torch.abs(want))
+
+
+CASES = [(shape, last) for shape in SHAPES for last in (False, True) if not last or len(shape) in CHANNELS_LAST]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("shape", "last"), CASES)
+def test_forward_and_backward(shape, last, dtype):
+    x, dy, gamma, beta = inputs(shape, dtype, last)
+    leaves = [t.clone().requires_grad_() for t in (x, gamma, beta)]
+    want = torch.nn.functional.batch_norm(leaves[0], None, None, *leaves[1:], training=True, eps=1e-3)
+    want.backward(dy)
+    y, saved = bn.batch_norm(x, gamma, beta, eps=1e-3)
+    grads = bn.batch_norm_backward(dy, x, saved, gamma)
+    assert_close(y, want.detach())
+    for got, leaf in zip(grads[:3], leaves, strict=True):
+        assert_close(got, leaf.grad)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("shape", "last"), CASES)
+def test_inference(shape, last, dtype):
+    x, dy, gamma, beta = inputs(shape, dtype, last)
+    mean, var = torch.randn(shape[1], dtype=dtype), torch.rand(shape[1], dtype=dtype) + 0.5
+    leaves = [t.clone().requires_grad_() for t in (x, gamma, beta)]
+    want = torch.nn.functional.batch_norm(leaves[0], mean, var, *leaves[1:], training=False)
+    want.backward(dy)
+    assert_close(bn.batch_norm_inference(x, mean, var, gamma, beta), want.detach())
+    grads = bn.batch_norm_inference_backward(dy, x, mean, var, gamma)
+    for got, leaf in zip(grads[:3], leaves, strict=True):
+        assert_close(got, leaf.grad)
+
+
+@pytest.mark.parametrize(("shape", "last"), CASES)
+def test_same_kind_and_memory_format(shape, last):
+    x, dy, gamma, beta = inputs(shape, last=last)
+    y, saved = bn.batch_norm(x, gamma, beta)
+    moments = bn.moments(x)
+    sums = bn.grad_sums(dy, x, saved)
+    grads = bn.batch_norm_backward(dy, x, saved, gamma)
+    tensors = [
+        y,
+        bn.normalize(x, moments, gamma, beta)[0],
+        bn.batch_norm_inference(x, saved.mean, saved.var),
+        grads.dx,
+        bn.input_grad(dy, x, saved, sums, gamma).dx,
+        bn.batch_norm_inference_backward(dy, x, saved.mean, saved.var).dx,
+    ]
+    for tensor in tensors:
+        assert tensor.stride() == x.stride()
+        assert tensor.dtype == x.dtype
+    for statistic in (saved.mean, saved.var, saved.inv_std, moments.mean, moments.m2, sums.sum_dy, sums.sum_dy_xmu):
+        assert isinstance(statistic, torch.Tensor)
+        assert statistic.dtype == torch.float64
+    assert isinstance((moments + moments).var(), torch.Tensor)
+    assert isinstance((sums + sums).sum_dy, torch.Tensor)
+    assert isinstance(grads.dgamma, torch.Tensor)
+    assert isinstance(grads.dbeta, torch.Tensor)
+
+
+def test_same_bits_as_with_numpy():
+    x, dy, gamma, beta = inputs((4, 24, 9, 11))
+    y, saved = bn.batch_norm(x, gamma, beta)
+    grads = bn.batch_norm_backward(dy, x, saved, gamma)
+    x, dy, gamma, beta = (t.numpy() for t in (x, dy, gamma, beta))
+    want_y, want_saved = bn.batch_norm(x, gamma, beta)
+    want = bn.batch_norm_backward(dy, x, want_saved, gamma)
+    assert same_bits(y, want_y)
+    assert same_bits(saved.mean, want_saved.mean)
+    assert all(map(same_bits, grads[:3], want[:3]))
+
+
+@pytest.mark.parametrize("view", [lambda t: t[:, 8:24], lambda t: t[::2], lambda t: t[..., ::2], lambda t: t.mT,
+                                  lambda t: t[:, :1].expand(t.shape), lambda t: t[:, :, 1:-1, 2:]])  # fmt: skip
+def test_views(view):
+    x, dy = map(view, inputs((4, 26, 9, 11))[:2])
+    before = x.clone()
+    y, saved = bn.batch_norm(x)
+    assert_matches(y.numpy(), reference.forward(x.numpy()).y)
+    assert_matches(bn.batch_norm_backward(dy, x, saved).dx.numpy(), reference.backward(dy.numpy(), x.numpy()).dx)
+    assert torch.equal(x, before)
+
+
+def test_out():
+    x, dy, gamma, beta = inputs((4, 6, 5, 7), last=True)
+    wide = torch.full((4, 12, 5, 7), 7.0)
+    out = wide[:, ::2]
+    y, saved = bn.batch_norm(x, gamma, beta, out=out)
+    assert y is out
+    assert torch.equal(out, bn.batch_norm(x, gamma, beta)[0])
+    assert torch.all(wide[:, 1::2] == 7)
+    want = bn.batch_norm_backward(dy, x, saved, gamma).dx
+    assert bn.batch_norm_backward(dy, x, saved, gamma, out=dy).dx is dy
+    assert torch.equal(dy, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_parameter_types(dtype):
+    x, dy, gamma, beta = inputs((6, 5))
+    gamma, beta = gamma.to(dtype), beta.to(dtype)
+    y, saved = bn.batch_norm(x, gamma, beta)
+    assert torch.equal(y, bn.batch_norm(x, gamma.double(), beta.double())[0])
+    grads, want = bn.batch_norm_backward(dy, x, saved, gamma), bn.batch_norm_backward(dy, x, saved, gamma.double())
+    assert grads.dgamma.dtype == grads.dbeta.dtype == dtype
+    assert torch.equal(grads.dgamma, want.dgamma.to(dtype))
+    for gamma in (None, 2.0, [1, 2, 3, 4, 5]):
+        grads = bn.batch_norm_backward(dy, x, saved, gamma)
+        assert isinstance(grads.dgamma, torch.Tensor)
+        assert grads.dgamma.dtype == torch.float32
+
+
+def test_empty_and_inference_tensors():
+    x = torch.zeros(0, 3, 5)
+    assert bn.batch_norm(x)[0].shape == x.shape
+    with torch.inference_mode():
+        x = torch.randn(6, 3)
+        assert_matches(bn.batch_norm(x)[0].numpy(), reference.forward(x.numpy()).y)
+    # Nor is a parameter taken where gradients are off.
+    with torch.no_grad(), pytest.raises(TypeError, match="gamma requires grad"):
+        bn.batch_norm(torch.zeros(4, 3), torch.nn.Parameter(torch.ones(3)))
+
+
+def trained_module():
+    torch.manual_seed(1)
+    module = torch.nn.BatchNorm2d(6)
+    optimizer = torch.optim.SGD(module.parameters(), 0.5)
+    for step in range(5):
+        optimizer.zero_grad()
+        (module(torch.randn(4, 6, 5, 5) * (step + 1) + step) ** 3).sum().backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1)
+        optimizer.step()
+    torch.nn.init.normal_(module.weight)
+    return module
+
+
+@pytest.mark.parametrize("keep_vars", [False, True])
+@pytest.mark.parametrize("prefix", ["", "bn1."])
+def test_state_dict_loads(prefix, keep_vars):
+    module = trained_module()
+    layer = bn.BatchNorm(6)
+    layer.load_state_dict(module.state_dict(prefix=prefix, keep_vars=keep_vars), prefix=prefix)
+    assert layer.num_batches_tracked == 5
+    x = torch.randn(4, 6, 5, 5)
+    want = module.eval()(x).detach()
+    assert_close(layer.eval()(x), want)
+    assert_close(torch.from_numpy(layer(x.numpy())), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_state_dict_of_another_type_loads(dtype):
+    module = trained_module().to(dtype)
+    layer = bn.BatchNorm(6)
+    layer.load_state_dict(module.state_dict())
+    assert np.array_equal(layer.gamma, module.weight.detach().float().numpy())
+    assert np.array_equal(layer.running_var, module.running_var.float().numpy())
+
+
+def test_state_dict_without_affine_loads():
+    module = torch.nn.BatchNorm1d(6, affine=False)
+    module(torch.randn(8, 6))
+    layer = bn.BatchNorm(6, center=False, scale=False)
+    layer.load_state_dict(module.state_dict())
+    assert np.array_equal(layer.running_mean, module.running_mean.numpy())
+
+
+def test_our_state_dict_loads_there():
+    layer = bn.BatchNorm(6)
+    layer(torch.randn(4, 6, 5, 5))
+    module = torch.nn.BatchNorm2d(6)
+    module.load_state_dict({key: torch.from_numpy(value) for key, value in layer.state_dict().items()})
+    x = torch.randn(4, 6, 5, 5)
+    assert_close(layer.eval()(x), module.eval()(x).detach())
+
+
+def test_training_moves_the_running_statistics_alike():
+    module, layer = torch.nn.BatchNorm2d(6, momentum=0.3), bn.BatchNorm(6, momentum=0.3)
+    for step in range(4):
+        x = torch.randn(3, 6, 4, 4) * (step + 1) + step
+        assert_close(layer(x), module(x).detach())
+    for name in ("running_mean", "running_var"):
+        assert_close(torch.from_numpy(getattr(layer, name)), getattr(module, name))
+    assert layer.num_batches_tracked == module.num_batches_tracked
+
+
+@pytest.mark.parametrize("order", ["torch, batchnorm", "batchnorm, torch"])
+def test_one_openmp(order):
+    """Two of them in one process would start twice the threads, which then wait for each other's processors."""
+    libraries = output_of(
+        f"""
+        import {order}
+        x = torch.randn(64, 16, 32, 32)
+        batchnorm.batch_norm(x, threads=2)
+        torch.set_num_threads(2)
+        x.sum()
+        print(*{{line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line or "libomp" in line}})
+        """
+    ).split()
+    from batchnorm import _core
+
+    if _core.threading() == "OpenMP":
+        assert len(libraries) == 1, libraries
+
+
+def test_a_tensor_is_known_whenever_torch_was_imported():
+    code = """
+        import batchnorm, numpy
+        batchnorm.moments(numpy.zeros((4, 3)))
+        import torch
+        print(type(batchnorm.moments(torch.zeros(4, 3)).mean).__name__)
+        """
+    assert output_of(code) == "Tensor"
