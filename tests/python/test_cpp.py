@@ -1,5 +1,7 @@
 """The C++ tests: on each instruction set, without OpenMP, under sanitizers and on emulated processors."""
 
+import subprocess
+
 import cpp_build
 import pytest
 from cpp_build import ROOT, cmake_build, ctest, isas, run, tool
@@ -39,13 +41,12 @@ def test_posix_threads(tmp_path):
 
 
 def test_sanitizers(tmp_path):
-    try:
-        build = cmake_build(ROOT, tmp_path, "--preset", "asan")
-    except AssertionError as error:
-        if "asan" not in str(error) and "ubsan" not in str(error):
-            raise
+    program = tmp_path / "empty.cpp"
+    program.write_text("int main() {}")
+    flags = ["-fsanitize=address,undefined", "-o", tmp_path / "empty"]
+    if subprocess.run([tool("g++"), program, *flags], capture_output=True, check=False).returncode != 0:
         pytest.skip("the compiler has no sanitizer runtime")
-    ctest(build)
+    ctest(cmake_build(ROOT, tmp_path / "build", "--preset", "asan"))
 
 
 @pytest.fixture(scope="module")
