@@ -39,7 +39,9 @@ void finish_moments(double pivot, double n, double& sum_to_mean, double& sum_sq_
 constexpr int64_t pivots_offset = roles * tile_bytes;
 
 // Coefficients of one group, with the padding that the kernels may read in Pattern::lane.
-int64_t coefficient_pitch(const Box& box) noexcept { return box.channels() + kernels::lane_padding; }
+int64_t coefficient_pitch(const Box& box) noexcept {
+    return box.channels() + (box.pattern == Pattern::lane ? kernels::lane_padding : 0);
+}
 
 }  // namespace
 
@@ -238,10 +240,8 @@ struct Coefficients {
     int64_t channels, end;
 
     Coefficients(const Stages& stages, int64_t g) noexcept
-        : channels(stages.box.channels()),
-          end(stages.box.pattern == Pattern::lane ? coefficient_pitch(stages.box) : channels) {
-        for (int i = 0; i < 6; ++i)
-            values[i] = static_cast<T*>(stages.memory.coefficients[i]) + g * coefficient_pitch(stages.box);
+        : channels(stages.box.channels()), end(coefficient_pitch(stages.box)) {
+        for (int i = 0; i < 6; ++i) values[i] = static_cast<T*>(stages.memory.coefficients[i]) + g * end;
     }
 
     void set(int i, int64_t c, T value) const noexcept {
