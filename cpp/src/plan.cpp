@@ -9,7 +9,7 @@ constexpr int64_t cached_bytes = 4 << 20;
 constexpr int64_t streamed_bytes = 16 << 20;
 // Work of a task of the two passes, and memory that it should read in one go.
 constexpr int64_t task_elements = 32768;
-constexpr int64_t contiguous_bytes = 4096;
+constexpr int64_t contiguous_bytes = 49152;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
@@ -20,11 +20,16 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const bool stream = box.elements() * item_size(box.dtype) >= streamed_bytes;
     const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
     if (box.pattern == Pattern::row) {
-        const int64_t block = min(ceil_div(contiguous_bytes, box.inners() * item_size(box.dtype)), box.channels());
+        // Channels that together are contiguous for long, if they still fit the cache and there is work for all.
+        const int64_t row_bytes = box.inners() * item_size(box.dtype);
+        int64_t block = min(ceil_div(contiguous_bytes, row_bytes), box.channels());
+        while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads))
+            block /= 2;
         const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
         if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads)
             return {Traversal::slabs, block, stream};
-        return {Traversal::two_passes, min(ceil_div(task_elements, chunks.values(0)), box.channels()), stream};
+        const int64_t task = min(ceil_div(task_elements, chunks.values(0)), box.channels());
+        return {Traversal::two_passes, task > block ? task : block, stream};
     }
     const int64_t block = min(box.channels(), most_lanes);
     const bool groups_suffice = box.groups() >= threads && channel_bytes * block <= cached_bytes;
