@@ -379,6 +379,7 @@ void Stages::apply(const Access (&access)[roles], int64_t g, int64_t k, Range ch
             });
         });
     });
+    if (streams()) kernels.finish_streams();
 }
 
 void Stages::apply_normalize(Role from, int64_t g, int64_t k, Range channels, int worker) const noexcept {

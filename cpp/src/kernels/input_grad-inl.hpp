@@ -27,7 +27,6 @@ void input_grad_rows(const InputGradArgs& args) noexcept {
         };
         for_each_vector<Vec<T>::width>(args.n, dx.head(args.n), args.period, step);
     }
-    if (stream) finish_streams();
 }
 
 template <class T, Pattern pattern>

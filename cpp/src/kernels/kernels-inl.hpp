@@ -17,6 +17,7 @@ constexpr batchnorm::kernels::TypeKernels type_kernels = {
     {normalize<T, Pattern::row>, normalize<T, Pattern::lane>},
     {grad_sums_row<T>, grad_sums_lane<T>},
     {input_grad<T, Pattern::row>, input_grad<T, Pattern::lane>},
+    finish_streams,
 };
 
 constexpr batchnorm::kernels::KernelTable table = {type_kernels<float>, type_kernels<double>};

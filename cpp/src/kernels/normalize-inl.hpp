@@ -23,7 +23,6 @@ void normalize_rows(const NormalizeArgs& args) noexcept {
         };
         for_each_vector<Vec<T>::width>(args.n, y.head(args.n), args.period, step);
     }
-    if (stream) finish_streams();
 }
 
 template <class T, Pattern pattern>

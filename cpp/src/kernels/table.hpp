@@ -75,6 +75,7 @@ struct TypeKernels {
     void (*normalize[2])(const NormalizeArgs&) noexcept;
     void (*grad_sums[2])(const GradSumsArgs&) noexcept;
     void (*input_grad[2])(const InputGradArgs&) noexcept;
+    void (*finish_streams)() noexcept;  // after streaming, before another thread may read what was written
 };
 
 struct KernelTable {

@@ -54,8 +54,8 @@ inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.r, b.r, c.r)}; }
 
-// Streams become visible in no order of their own: to be called before other threads may read.
-inline void finish_streams() { _mm_sfence(); }
+// Streams become visible in no order of their own.
+inline void finish_streams() noexcept { _mm_sfence(); }
 
 // As many elements as a Vec<double> holds, as doubles.
 inline Vec<double> widen(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }

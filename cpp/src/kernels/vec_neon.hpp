@@ -67,7 +67,7 @@ inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {vsubq_f64(a
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {vmulq_f64(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {vfmaq_f64(c.r, a.r, b.r)}; }
 
-inline void finish_streams() {}
+inline void finish_streams() noexcept {}
 
 // As many elements as a Vec<double> holds, as doubles.
 inline Vec<double> widen(const float* p) { return {vcvt_f64_f32(vld1_f32(p))}; }

@@ -38,7 +38,7 @@ Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
     return {a.r * b.r + c.r};
 }
 
-inline void finish_streams() {}
+inline void finish_streams() noexcept {}
 
 template <class T>
 Vec<double> widen(const T* p) {
