@@ -104,18 +104,23 @@ void for_each_span(const Box& box, const Region& region, const Access (&access)[
     }
 }
 
+// Whether a span's rows follow each other without a gap, in every operand: then they may be taken as one.
+inline bool gapless(const Span& span, const Access (&access)[roles], int64_t unit) noexcept {
+    for (int r = 0; r < roles; ++r)
+        if (access[r] != Access::none && span.stride[r] != span.n * unit) return false;
+    return true;
+}
+
 // For sums of fold * n lanes, the r-th row of n elements going to lanes (r mod fold) * n and on: calls body(part, lane)
 // for parts of a span whose rows of fold * n elements start at a lane. Rows with a gap between them go one by one,
 // which gives the same sums. `row` counts a region's rows, from 0, over its spans.
 template <class Body>
 void for_each_fold(const Span& span, const Access (&access)[roles], int64_t unit, int64_t fold, int64_t& row,
                    const Body& body) noexcept {
-    bool gapless = true;
-    for (int r = 0; r < roles; ++r) gapless &= access[r] == Access::none || span.stride[r] == span.n * unit;
-
+    const bool joined = gapless(span, access, unit);
     for (int64_t done = 0; done < span.rows;) {
         const int64_t phase = row % fold, left = span.rows - done;
-        const int64_t together = !gapless ? 1 : left < fold - phase ? left : fold - phase;
+        const int64_t together = !joined ? 1 : left < fold - phase ? left : fold - phase;
         Span part = span;
         part.rows = together == fold ? left / fold : 1;
         part.n = together * span.n;

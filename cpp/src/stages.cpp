@@ -336,25 +336,19 @@ void scale_coefficients_of(const Stages& stages, int64_t g, Range channels, cons
 }  // namespace
 
 void Stages::normalize_coefficients(int64_t g, Range channels, const Column& gamma, const Column& beta) const noexcept {
-    if (box.dtype == DType::f32)
-        normalize_coefficients_of<float>(*this, g, channels, gamma, beta);
-    else
-        normalize_coefficients_of<double>(*this, g, channels, gamma, beta);
+    const auto fill = box.dtype == DType::f32 ? normalize_coefficients_of<float> : normalize_coefficients_of<double>;
+    fill(*this, g, channels, gamma, beta);
 }
 
 void Stages::input_grad_coefficients(int64_t g, Range channels, const Column& gamma,
                                      const Column& count) const noexcept {
-    if (box.dtype == DType::f32)
-        input_grad_coefficients_of<float>(*this, g, channels, gamma, count);
-    else
-        input_grad_coefficients_of<double>(*this, g, channels, gamma, count);
+    const auto fill = box.dtype == DType::f32 ? input_grad_coefficients_of<float> : input_grad_coefficients_of<double>;
+    fill(*this, g, channels, gamma, count);
 }
 
 void Stages::scale_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept {
-    if (box.dtype == DType::f32)
-        scale_coefficients_of<float>(*this, g, channels, gamma);
-    else
-        scale_coefficients_of<double>(*this, g, channels, gamma);
+    const auto fill = box.dtype == DType::f32 ? scale_coefficients_of<float> : scale_coefficients_of<double>;
+    fill(*this, g, channels, gamma);
 }
 
 // ----------------------------------------------------------------------------------------------------------- apply
@@ -368,9 +362,7 @@ void Stages::apply(const Access (&access)[roles], int64_t g, int64_t k, Range ch
     for_each_region(g, k, channels, [&](const Region& region) {
         const int64_t first = g * coefficient_pitch(box) + region.channels.begin;
         for_each_span(box, region, access, memory.tiles(worker), [&](Span span) {
-            bool gapless = by_lane && span.n == box.channels();
-            for (int r = 0; r < roles; ++r) gapless &= access[r] == Access::none || span.stride[r] == span.n * unit;
-            if (gapless) {
+            if (by_lane && span.n == box.channels() && gapless(span, access, unit)) {
                 span.n *= span.rows;
                 span.rows = 1;
             }

@@ -142,8 +142,8 @@ void Array::import_numpy(const char* argument, bool writable) {
     if (is_masked(object_))
         raise(PyExc_TypeError, "%s is a masked array, expected a plain one: its mask would be lost", argument);
     if (!read_buffer())
-        raise(PyExc_TypeError, "%s has dtype %s, %s (astype converts)", argument,
-              text(object_.attr("dtype").attr("str")).c_str(), accepted);
+        raise(PyExc_TypeError, "%s has dtype %s, %s (astype converts)", argument, text(object_.attr("dtype")).c_str(),
+              accepted);
     if (writable && buffer_.readonly) raise(PyExc_ValueError, "%s is read-only", argument);
     if (buffer_.ndim > batchnorm::max_rank)
         raise(PyExc_ValueError, "%s has %d axes, expected at most %d", argument, buffer_.ndim, batchnorm::max_rank);

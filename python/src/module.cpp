@@ -40,11 +40,11 @@ const Saved& as_saved(nb::handle object) {
     return nb::cast<const Saved&>(object);
 }
 
-// M, the number of values behind each of these statistics; 0 where there are none.
-double values_behind(const batchnorm::View& x, const Axes& axes) {
+// M, the number of values behind each statistic of this shape; 0 where there are none.
+double values_behind(const batchnorm::View& x, const std::vector<std::int64_t>& shape) {
     double values = 1;
     for (int d = 0; d < x.rank; ++d) values *= static_cast<double>(x.shape[d]);
-    for (const std::int64_t size : kept_shape(x, axes)) values = size > 0 ? values / static_cast<double>(size) : 0;
+    for (const std::int64_t size : shape) values = size > 0 ? values / static_cast<double>(size) : 0;
     return values;
 }
 
@@ -55,7 +55,8 @@ nb::tuple batch_norm(nb::object x_, nb::object gamma_, nb::object beta_, nb::obj
     const Array x = Array::tensor("x", x_);
     const Array gamma = Array::param("gamma", gamma_, x.kind()), beta = Array::param("beta", beta_, x.kind());
     const Array out = Array::output("out", out_, x);
-    nb::object saved = nb::cast(Saved(kept_shape(x.view(), axes), axis, values_behind(x.view(), axes), x.kind()));
+    const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
+    nb::object saved = nb::cast(Saved(shape, axis, values_behind(x.view(), shape), x.kind()));
     const batchnorm::MutStats stats = nb::cast<Saved&>(saved).outputs();
     compute([&] { return core::batch_norm(x.view(), axes, gamma.view(), beta.view(), out.mut_view(), stats, opts); });
     return nb::make_tuple(out.object(), saved);
@@ -69,8 +70,8 @@ nb::tuple batch_norm_backward(nb::object dy_, nb::object x_, nb::object saved_, 
     const Array x = Array::tensor("x", x_), dy = Array::tensor("dy", dy_, x.kind());
     const Array gamma = Array::param("gamma", gamma_, x.kind());
     const Array out = Array::output("out", out_, x);
-    const Array dgamma = Array::param_grad(gamma, x, kept_shape(x.view(), axes));
-    const Array dbeta = Array::param_grad(gamma, x, kept_shape(x.view(), axes));
+    const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
+    const Array dgamma = Array::param_grad(gamma, x, shape), dbeta = Array::param_grad(gamma, x, shape);
     compute([&] {
         return core::batch_norm_backward(dy.view(), x.view(), axes, saved.inputs(), gamma.view(), out.mut_view(),
                                          dgamma.mut_view(), dbeta.mut_view(), opts);
@@ -102,8 +103,8 @@ nb::tuple batch_norm_inference_backward(nb::object dy_, nb::object x_, nb::objec
     const Array mean = Array::param("mean", mean_, x.kind()), var = Array::param("var", var_, x.kind());
     const Array gamma = Array::param("gamma", gamma_, x.kind());
     const Array out = Array::output("out", out_, x);
-    const Array dgamma = Array::param_grad(gamma, x, kept_shape(x.view(), axes));
-    const Array dbeta = Array::param_grad(gamma, x, kept_shape(x.view(), axes));
+    const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
+    const Array dgamma = Array::param_grad(gamma, x, shape), dbeta = Array::param_grad(gamma, x, shape);
     compute([&] {
         return core::batch_norm_inference_backward(dy.view(), x.view(), axes, mean.view(), var.view(), gamma.view(),
                                                    out.mut_view(), dgamma.mut_view(), dbeta.mut_view(), opts);
@@ -169,8 +170,8 @@ nb::tuple input_grad(nb::object dy_, nb::object x_, nb::object saved_, nb::objec
     const Array sum_dy_xmu = Array::param("sums.sum_dy_xmu", sum_dy_xmu_, x.kind());
     const Array gamma = Array::param("gamma", gamma_, x.kind());
     const Array out = Array::output("out", out_, x);
-    const Array dgamma = Array::param_grad(gamma, x, kept_shape(x.view(), axes));
-    const Array dbeta = Array::param_grad(gamma, x, kept_shape(x.view(), axes));
+    const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
+    const Array dgamma = Array::param_grad(gamma, x, shape), dbeta = Array::param_grad(gamma, x, shape);
     compute([&] {
         return core::input_grad(dy.view(), x.view(), axes, saved.inputs(),
                                 {count.view(), sum_dy.view(), sum_dy_xmu.view()}, gamma.view(), out.mut_view(),
