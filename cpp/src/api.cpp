@@ -405,12 +405,14 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
         load_array(stages.box, mean, memory.mean);
         load_array(stages.box, var, memory.spread);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
-        run.each_block(stages.box.channels(), [&](int64_t g, Range channels, int) {
-            stages.inv_std_from_variance(g, channels, options.eps);
-            stages.scale_coefficients(g, channels, scale);
-        });
+        run.each_block(stages.box.channels(),
+                       [&](int64_t g, Range channels, int) { stages.inv_std_from_variance(g, channels, options.eps); });
         run.traverse(
-            &Stages::reduce_gradients, [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); },
+            &Stages::reduce_gradients,
+            [&](int64_t g, Range channels) {
+                stages.merge_gradients(g, channels);
+                stages.scale_coefficients(g, channels, scale);
+            },
             &Stages::scale);
         store_param_grads(stages.box, memory, dgamma, dbeta);
     });

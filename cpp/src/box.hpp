@@ -28,7 +28,8 @@ struct Level {
 struct Operand {
     char* data = nullptr;  // null: the call has no such operand
     int64_t stride[levels][max_rank] = {};
-    bool direct = false;  // unit stride along the rows that kernels see, so that they can read or write it in place
+    bool direct = false;   // unit stride along the rows that kernels see, so that they can read or write it in place
+    bool gapless = false;  // direct, and rows follow each other without a gap
 
     int64_t offset(const Level& level, LevelName name, int64_t index) const noexcept {
         int64_t bytes = 0;
@@ -40,13 +41,21 @@ struct Operand {
     }
 };
 
-inline constexpr int64_t most_folded_lanes = 64;
+inline constexpr int64_t most_folded_lanes = 256;
+
+// Planes of at most so many elements are lanes, if there are so many of them to each channel.
+inline constexpr int64_t most_plane_lanes = 256;
+inline constexpr int64_t least_plane_rows = 8;
 
 struct Box {
     Level level[levels];
     Pattern pattern = Pattern::row;
     DType dtype = DType::f32;
     Operand operand[roles];
+
+    // In Pattern::lane, so many neighbouring lanes share a statistic: the level channel then ends in the dimensions of
+    // small planes, whose rows would be too short for Pattern::row.
+    int64_t plane = 1;
 
     // The shape of a statistic: the kept axes in x's order. A (group, channel) pair's place in it follows the strides
     // below (in elements, C order); in_order says that it is simply group * channels + channel.
@@ -57,16 +66,17 @@ struct Box {
 
     int64_t groups() const noexcept { return level[group].count; }
     int64_t outers() const noexcept { return level[outer].count; }
-    int64_t channels() const noexcept { return level[channel].count; }
+    int64_t channels() const noexcept { return level[channel].count / plane; }
     int64_t inners() const noexcept { return level[inner].count; }
+    int64_t lanes() const noexcept { return level[channel].count; }
 
-    int64_t statistics() const noexcept { return groups() * channels(); }  // how many
-    int64_t values() const noexcept { return outers() * inners(); }        // M: elements behind each
+    int64_t statistics() const noexcept { return groups() * channels(); }    // how many
+    int64_t values() const noexcept { return outers() * inners() * plane; }  // M: elements behind each
     int64_t elements() const noexcept { return statistics() * values(); }
 
-    // Few channels leave most lanes of a vector idle: in Pattern::lane, so many rows are then reduced as one.
+    // Few lanes leave most of a vector idle: so many rows are then reduced as one.
     int64_t fold() const noexcept {
-        return pattern == Pattern::lane && 2 * channels() <= most_folded_lanes ? most_folded_lanes / channels() : 1;
+        return pattern == Pattern::lane && 2 * lanes() <= most_folded_lanes ? most_folded_lanes / lanes() : 1;
     }
 
     // The level along which kernels see rows of contiguous elements.

@@ -2,7 +2,8 @@
 //
 // The axes are put into x's memory order, and runs of like axes (kept or reduced) that x walks with one stride become
 // one. The innermost run decides the pattern: reduced, its elements share a channel (row); kept, they are a row of
-// channels (lane). What then remains of the kept axes is the groups, and of the reduced ones the outer level.
+// channels (lane). Small planes become lanes too. What then remains of the kept axes is the groups, and of the reduced
+// ones the outer level.
 #include "box.hpp"
 
 namespace batchnorm {
@@ -85,8 +86,21 @@ void append(Box& box, const Dimension& dim, Dimension (&last_of)[levels]) noexce
     if (dim.kept) box.kept_stride[dim.level == channel][at] = dim.kept_stride;
 }
 
-bool walks_by(const Level& level, const int64_t (&stride)[max_rank], int64_t unit) noexcept {
-    for (int d = level.rank - 1; d >= 0; --d) {
+// Small planes next to their channels become lanes. Returns the lanes of a channel.
+int64_t flatten_planes(Dimensions& dims) noexcept {
+    int64_t plane = 1, rows = 1;
+    int first = dims.count;
+    while (first > 0 && dims.at[first - 1].level == inner) plane *= dims.at[--first].size;
+    for (int i = 0; i < first; ++i)
+        if (dims.at[i].level == outer) rows *= dims.at[i].size;
+    if (plane == 1 || plane > most_plane_lanes || rows < least_plane_rows) return 1;
+    if (first == 0 || dims.at[first - 1].level != channel) return 1;
+    for (int i = first; i < dims.count; ++i) dims.at[i].level = channel;
+    return plane;
+}
+
+bool walks_by(const Level& level, const int64_t (&stride)[max_rank], int64_t unit, int rank) noexcept {
+    for (int d = rank - 1; d >= 0; --d) {
         if (stride[d] != unit) return false;
         unit *= level.size[d];
     }
@@ -115,17 +129,24 @@ Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]
 
     Dimensions dims = in_memory_order(views, kept, kept_stride);
     assign_levels(dims);
+    box.plane = flatten_planes(dims);
     Dimension last_of[levels];
     for (int i = 0; i < dims.count; ++i) append(box, dims.at[i], last_of);
 
-    box.pattern = dims.count > 0 && dims.at[dims.count - 1].kept ? Pattern::lane : Pattern::row;
+    box.pattern = dims.count > 0 && dims.at[dims.count - 1].level == channel ? Pattern::lane : Pattern::row;
     const LevelName rows = box.row_level();
     for (int r = 0; r < roles; ++r) {
         Operand& operand = box.operand[r];
-        operand.direct = walks_by(box.level[rows], operand.stride[rows], item_size(box.dtype));
+        operand.direct = walks_by(box.level[rows], operand.stride[rows], item_size(box.dtype), box.level[rows].rank);
+        operand.gapless =
+            operand.direct && walks_by(box.level[outer], operand.stride[outer],
+                                       box.level[rows].count * item_size(box.dtype), box.level[outer].rank);
     }
-    box.in_order = walks_by(box.level[channel], box.kept_stride[1], 1) &&
-                   walks_by(box.level[group], box.kept_stride[0], box.channels());
+    int kept_dimensions = 0;  // before those of planes
+    while (kept_dimensions < box.level[channel].rank && box.kept_stride[1][kept_dimensions] != 0) ++kept_dimensions;
+    box.in_order = walks_by(box.level[channel], box.kept_stride[1], 1, kept_dimensions) &&
+                   walks_by(box.level[group], box.kept_stride[0], box.channels(), box.level[group].rank);
+
     return box;
 }
 

@@ -20,7 +20,8 @@ Chunks::Chunks(const Box& box) noexcept
       outer_count(1),
       inner_count(1),
       outers(box.outers()),
-      inners(box.inners()) {
+      inners(box.inners()),
+      plane(box.plane) {
     if (box.pattern == Pattern::row && inners > target_elements) {
         // Cut at multiples of row_alignment, which keep each element in its accumulator.
         const int64_t even = ceil_div(inners, ceil_div(inners, target_elements));
@@ -28,7 +29,7 @@ Chunks::Chunks(const Box& box) noexcept
     } else if (box.pattern == Pattern::row) {
         outer_step = max(1, target_elements / inners);
     } else {
-        outer_step = max(max(least_lane_rows, target_elements / box.channels()), ceil_div(outers, most_lane_chunks));
+        outer_step = max(max(least_lane_rows, target_elements / box.lanes()), ceil_div(outers, most_lane_chunks));
     }
     inner_count = ceil_div(inners, inner_step);
     outer_step = ceil_div(outers, ceil_div(outers, outer_step));  // even parts

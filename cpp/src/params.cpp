@@ -5,24 +5,21 @@
 namespace batchnorm {
 namespace {
 
-double load(const char* p, DType dtype) noexcept {
-    if (dtype == DType::f32) {
-        float value;
-        std::memcpy(&value, p, sizeof value);
-        return static_cast<double>(value);
-    }
-    double value;
+template <class T>
+double load(const char* p) noexcept {
+    T value;
     std::memcpy(&value, p, sizeof value);
-    return value;
+    return static_cast<double>(value);
 }
+double load(const char* p, DType dtype) noexcept { return dtype == DType::f32 ? load<float>(p) : load<double>(p); }
 
+template <class T>
+void store(char* p, double value) noexcept {
+    const T narrow = static_cast<T>(value);
+    std::memcpy(p, &narrow, sizeof narrow);
+}
 void store(char* p, DType dtype, double value) noexcept {
-    if (dtype == DType::f32) {
-        const float narrow = static_cast<float>(value);
-        std::memcpy(p, &narrow, sizeof narrow);
-    } else {
-        std::memcpy(p, &value, sizeof value);
-    }
+    dtype == DType::f32 ? store<float>(p, value) : store<double>(p, value);
 }
 
 // Calls visit(byte offset) for each element of a view, in C order.
@@ -48,6 +45,12 @@ bool one_stride(const AnyView& view) noexcept {
     return view.rank > 0;
 }
 
+// Whether a param's elements follow each other as the box's statistics do.
+template <class AnyView>
+bool in_box_order(const Box& box, const AnyView& param) noexcept {
+    return box.in_order && one_stride(param) && param.stride[param.rank - 1] == item_size(param.dtype);
+}
+
 // Calls visit(statistic in box order, byte offset in the param) for each statistic.
 template <class AnyView, class Visit>
 void for_each_statistic(const Box& box, const AnyView& param, const Visit& visit) noexcept {
@@ -68,7 +71,7 @@ void for_each_statistic(const Box& box, const AnyView& param, const Visit& visit
                 }
             };
             add(box.level[group], box.kept_stride[0], g);
-            add(box.level[channel], box.kept_stride[1], c);
+            add(box.level[channel], box.kept_stride[1], c * box.plane);
             int64_t offset = 0;
             for (int d = param.rank - 1; d >= 0; --d) {
                 offset += place % param.shape[d] * param.stride[d];
@@ -85,7 +88,13 @@ Column load_column(const Box& box, const Param& param, double otherwise, double*
     if (absent(param)) return {nullptr, otherwise};
     const char* data = static_cast<const char*>(param.data);
     if (param.rank == 0) return {nullptr, load(data, param.dtype)};
-    for_each_statistic(box, param, [&](int64_t s, int64_t offset) { memory[s] = load(data + offset, param.dtype); });
+    if (in_box_order(box, param) && param.dtype == DType::f32)
+        for (int64_t s = 0; s < box.statistics(); ++s) memory[s] = load<float>(data + s * 4);
+    else if (in_box_order(box, param) && param.dtype == DType::f64)
+        std::memcpy(memory, data, static_cast<std::size_t>(box.statistics()) * sizeof(double));
+    else
+        for_each_statistic(box, param,
+                           [&](int64_t s, int64_t offset) { memory[s] = load(data + offset, param.dtype); });
     return {memory, 0};
 }
 
@@ -101,6 +110,10 @@ void store_column(const Box& box, const Column& values, const MutParam& param) n
     char* data = static_cast<char*>(param.data);
     if (param.rank == 0)
         store(data, param.dtype, values[0]);
+    else if (in_box_order(box, param) && param.dtype == DType::f32)
+        for (int64_t s = 0; s < box.statistics(); ++s) store<float>(data + s * 4, values.data[s]);
+    else if (in_box_order(box, param) && param.dtype == DType::f64)
+        std::memcpy(data, values.data, static_cast<std::size_t>(box.statistics()) * sizeof(double));
     else
         for_each_statistic(box, param,
                            [&](int64_t s, int64_t offset) { store(data + offset, param.dtype, values[s]); });

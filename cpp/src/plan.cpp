@@ -11,6 +11,11 @@ constexpr int64_t streamed_bytes = 16 << 20;
 constexpr int64_t task_elements = 32768;
 constexpr int64_t contiguous_bytes = 49152;
 
+// Channels-last, and small planes.
+constexpr int64_t slab_bytes = 512 << 10;
+constexpr int64_t most_column_lanes = 1024;
+constexpr int64_t least_column_lanes = 256;
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
@@ -31,9 +36,14 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
         const int64_t task = min(ceil_div(task_elements, chunks.values(0)), box.channels());
         return {Traversal::two_passes, task > block ? task : block, stream};
     }
-    const int64_t block = min(box.channels(), most_lanes);
-    const bool groups_suffice = box.groups() >= threads && channel_bytes * block <= cached_bytes;
-    return {reduces && groups_suffice ? Traversal::slabs : Traversal::two_passes, block, stream};
+    // Columns: blocks of lanes over all rows, if they still are a KB and more of each row.
+    int64_t lanes = slab_bytes / (box.outers() * item_size(box.dtype) * tensors);
+    if (lanes > most_column_lanes) lanes = most_column_lanes;
+    while (lanes > least_column_lanes && box.groups() * box.lanes() < lanes * threads) lanes /= 2;
+    if (reduces && lanes >= least_column_lanes && box.groups() * box.lanes() >= lanes * threads)
+        return {Traversal::slabs, min(box.channels(), ceil_div(ceil_div(lanes, box.plane), 16) * 16), stream};
+    const int64_t block = min(box.channels(), most_lanes / box.plane);
+    return {Traversal::two_passes, block, stream};
 }
 
 }  // namespace batchnorm

@@ -5,39 +5,51 @@
 namespace batchnorm {
 namespace {
 
-// Walks a row along its level's dimensions, calling move(element, place) for places 0 .. n - 1.
+// Walks n elements of a row, from its `start`-th on, along its level's dimensions: move(element, step, place, run) for
+// runs of elements that are `step` apart, the first of them the place-th.
 template <class Move>
 void walk(const Box& box, const Operand& operand, char* row, int64_t start, int64_t n, const Move& move) noexcept {
     const LevelName name = box.row_level();
     const Level& level = box.level[name];
     const int fastest = level.rank - 1;
-    if (fastest < 0) return move(row, 0);
+    if (fastest < 0) return move(row, int64_t{0}, int64_t{0}, int64_t{1});
     const int64_t period = level.size[fastest], step = operand.stride[name][fastest];
     for (int64_t i = 0; i < n;) {
         const int64_t index = start + i;
         const int64_t left = n - i, until_carry = period - index % period;
         const int64_t run = left < until_carry ? left : until_carry;
-        char* element = row + operand.offset(level, name, index);
-        for (int64_t k = 0; k < run; ++k) move(element + k * step, i + k);
+        move(row + operand.offset(level, name, index), step, i, run);
         i += run;
     }
+}
+
+template <class T>
+void copy(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t n) noexcept {
+    constexpr int64_t unit = sizeof(T);
+    if (to_step == unit && from_step == unit) {
+        std::memcpy(to, from, static_cast<std::size_t>(n * unit));
+        return;
+    }
+    for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * to_step, from + i * from_step, sizeof(T));
 }
 
 }  // namespace
 
 void pack(const Box& box, const Operand& operand, const char* row, int64_t start, int64_t n, char* packed) noexcept {
-    char* const from = const_cast<char*>(row);  // only read below
-    if (box.dtype == DType::f32)
-        walk(box, operand, from, start, n, [&](char* element, int64_t i) { std::memcpy(packed + i * 4, element, 4); });
-    else
-        walk(box, operand, from, start, n, [&](char* element, int64_t i) { std::memcpy(packed + i * 8, element, 8); });
+    const int64_t unit = item_size(box.dtype);
+    const auto copy_run = unit == 4 ? copy<float> : copy<double>;
+    walk(box, operand, const_cast<char*>(row), start, n,  // only read
+         [&](char* element, int64_t step, int64_t place, int64_t run) {
+             copy_run(packed + place * unit, unit, element, step, run);
+         });
 }
 
 void unpack(const Box& box, const Operand& operand, char* row, int64_t start, int64_t n, const char* packed) noexcept {
-    if (box.dtype == DType::f32)
-        walk(box, operand, row, start, n, [&](char* element, int64_t i) { std::memcpy(element, packed + i * 4, 4); });
-    else
-        walk(box, operand, row, start, n, [&](char* element, int64_t i) { std::memcpy(element, packed + i * 8, 8); });
+    const int64_t unit = item_size(box.dtype);
+    const auto copy_run = unit == 4 ? copy<float> : copy<double>;
+    walk(box, operand, row, start, n, [&](char* element, int64_t step, int64_t place, int64_t run) {
+        copy_run(element, step, packed + place * unit, unit, run);
+    });
 }
 
 }  // namespace batchnorm

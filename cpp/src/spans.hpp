@@ -8,7 +8,7 @@
 
 namespace batchnorm {
 
-// Part of a group: one channel (Pattern::row) or a range of them (Pattern::lane), over part of outer and inner.
+// Part of a group: one channel (Pattern::row) or a range of lanes (Pattern::lane), over part of outer and inner.
 struct Region {
     int64_t group;
     Range channels, outers, inners;
@@ -22,7 +22,7 @@ struct Span {
 };
 
 // A tile holds one operand's share of a kernel call; a worker has one for each operand.
-inline constexpr int64_t tile_elements = 2048;
+inline constexpr int64_t tile_elements = 4096;
 static_assert(tile_elements % kernels::row_alignment == 0);
 inline constexpr int64_t tile_bytes = tile_elements * 8;
 
@@ -111,26 +111,76 @@ inline bool gapless(const Span& span, const Access (&access)[roles], int64_t uni
     return true;
 }
 
-// For sums of fold * n lanes, the r-th row of n elements going to lanes (r mod fold) * n and on: calls body(part, lane)
-// for parts of a span whose rows of fold * n elements start at a lane. Rows with a gap between them go one by one,
-// which gives the same sums. `row` counts a region's rows, from 0, over its spans.
+// Rows of lanes for the reductions, each where its pointer says; `listed` may be more than `rows`: what is read next.
+struct Batch {
+    int64_t rows, listed, n;
+    int64_t first;  // the first lane's place in the region's row
+    const void* const* at[roles] = {};
+};
+
+// Pointers for a batch, of each operand; a worker has one.
+struct RowLists {
+    static constexpr int64_t most_rows = 256;
+    const void* at[roles][most_rows + kernels::rows_ahead];
+};
+
+// Lanes and rows of a batch that is packed.
+inline constexpr int64_t packed_lanes = tile_elements / kernels::rows_ahead;
+static_assert(most_folded_lanes <= packed_lanes);
+
+// Calls body(batch) for batches that cover a region of Pattern::lane in order, `fold` rows taken as one (the last ones
+// may be fewer, a batch of their own).
 template <class Body>
-void for_each_fold(const Span& span, const Access (&access)[roles], int64_t unit, int64_t fold, int64_t& row,
-                   const Body& body) noexcept {
-    const bool joined = gapless(span, access, unit);
-    for (int64_t done = 0; done < span.rows;) {
-        const int64_t phase = row % fold, left = span.rows - done;
-        const int64_t together = !joined ? 1 : left < fold - phase ? left : fold - phase;
-        Span part = span;
-        part.rows = together == fold ? left / fold : 1;
-        part.n = together * span.n;
-        for (int r = 0; r < roles; ++r) {
-            part.data[r] += done * span.stride[r];
-            part.stride[r] *= together;
+void for_each_batch(const Box& box, const Region& region, const Access (&access)[roles], int64_t fold, char* tiles,
+                    RowLists& lists, const Body& body) noexcept {
+    const int64_t unit = item_size(box.dtype), lanes = region.channels.size(), end = region.outers.end;
+    char* base[roles] = {};
+    bool in_place[roles] = {}, all_in_place = true;
+    for (int r = 0; r < roles; ++r) {
+        if (access[r] == Access::none) continue;
+        const Operand& operand = box.operand[r];
+        base[r] = operand.data + operand.offset(box.level[group], group, region.group);
+        in_place[r] = operand.direct && (fold == 1 || operand.gapless);
+        all_in_place &= in_place[r];
+    }
+    const int64_t n_step = all_in_place || lanes < packed_lanes ? lanes : packed_lanes;
+    const int64_t row_step = all_in_place ? RowLists::most_rows : kernels::rows_ahead;
+
+    int64_t rows = 0;
+    for (int64_t o = region.outers.begin; o < end; o += rows * fold) {
+        // Of rows that are fewer than fold, the last batch is one row.
+        const int64_t whole = (end - o) / fold, taken = whole == 0 ? end - o : fold;
+        rows = whole == 0 ? 1 : whole < row_step ? whole : row_step;
+        for (int64_t start = 0; start < lanes; start += n_step) {
+            const int64_t n = lanes - start < n_step ? lanes - start : n_step;
+            Batch batch{rows, rows, n * taken, start};
+            for (int r = 0; r < roles; ++r) {
+                if (access[r] == Access::none) continue;
+                const Operand& operand = box.operand[r];
+                const void** at = lists.at[r];
+                batch.at[r] = at;
+                const int64_t first = region.channels.begin + start;
+                const auto row = [&](int64_t i) { return base[r] + operand.offset(box.level[outer], outer, i); };
+                if (in_place[r]) {
+                    for (int64_t i = 0; i < rows; ++i) at[i] = row(o + i * fold) + first * unit;
+                    // What follows: the next rows, or the same lanes' neighbours from the first row on.
+                    for (int64_t i = rows; i < rows + kernels::rows_ahead && all_in_place; ++i) {
+                        const int64_t next = o + i * fold, right = next + fold > box.outers() ? lanes : 0;
+                        if (region.channels.end + right > box.lanes()) break;
+                        at[i] = row(right > 0 ? next % box.outers() : next) + (first + right) * unit;
+                        batch.listed = i + 1;
+                    }
+                    continue;
+                }
+                char* packed = tiles + r * tile_bytes;
+                for (int64_t i = 0; i < rows; ++i) {
+                    at[i] = packed;
+                    for (int64_t f = 0; f < taken; ++f, packed += n * unit)
+                        pack(box, operand, row(o + i * fold + f), first, n, packed);
+                }
+            }
+            body(batch);
         }
-        body(part, span.first + phase * span.n);
-        done += together * part.rows;
-        row += together * part.rows;
     }
 }
 

@@ -5,7 +5,8 @@
 
 namespace {
 
-using batchnorm::kernels::GradSumsArgs;
+using batchnorm::kernels::LaneGradSumsArgs;
+using batchnorm::kernels::RowGradSumsArgs;
 
 struct GradientSums {
     Vec<double> dy, dy_xmu;
@@ -17,7 +18,7 @@ struct GradientSums {
 };
 
 template <class T>
-void grad_sums_row(const GradSumsArgs& args) noexcept {
+void grad_sums_row(const RowGradSumsArgs& args) noexcept {
     constexpr int width = Vec<double>::width;
     constexpr int chains = 4;  // as in moments_row
     static_assert(chains * width <= batchnorm::kernels::row_accumulators);
@@ -31,8 +32,11 @@ void grad_sums_row(const GradSumsArgs& args) noexcept {
         const T* dy = row_at<T>(args.dy, args.dy_stride, row);
         const T* x = row_at<T>(args.x, args.x_stride, row);
         int64_t i = 0;
-        for (; i + chains * width <= args.n; i += chains * width)
+        for (; i + chains * width <= args.n; i += chains * width) {
+            prefetch<chains * width * sizeof(T)>(args.dy_ahead, i * static_cast<int64_t>(sizeof(T)));
+            prefetch<chains * width * sizeof(T)>(args.x_ahead, i * static_cast<int64_t>(sizeof(T)));
             for (int k = 0; k < chains; ++k) sums[k].add(widen(dy + i + k * width), widen(x + i + k * width) - mean);
+        }
 #pragma GCC unroll 4
         for (int k = 0; k < chains; ++k) {
             const int64_t left = args.n - i - k * width;
@@ -40,7 +44,6 @@ void grad_sums_row(const GradSumsArgs& args) noexcept {
             if (left >= width)
                 sums[k].add(widen(dy + at), widen(x + at) - mean);
             else if (left > 0)
-                // dy is 0 past the end of the row, and so are the products.
                 sums[k].add(widen(dy + at, static_cast<int>(left)), widen(x + at, static_cast<int>(left)) - mean);
         }
     }
@@ -52,29 +55,38 @@ void grad_sums_row(const GradSumsArgs& args) noexcept {
 }
 
 template <class T>
-void grad_sums_lane(const GradSumsArgs& args) noexcept {
-    constexpr int64_t block = 4;  // two operands: this block and the next fit L1
-
-    constexpr int vector_bytes = Vec<double>::width * static_cast<int>(sizeof(T));
+void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
+    constexpr int block = 4, width = Vec<double>::width;  // two operands, and L1 should hold a block
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
-    for (int64_t row = 0; row < args.rows; row += block) {
-        const int64_t end = row + block < args.rows ? row + block : args.rows;
-        RowPrefetcher next_dy(args.dy, args.dy_stride, end, row_bytes);
-        RowPrefetcher next_x(args.x, args.x_stride, end, row_bytes);
-        for_each_vector<Vec<double>::width>(args.n, [&](int64_t i, auto... left) {
-            const Vec<double> mean = Vec<double>::load(args.mean + i, left...);
-            GradientSums sums{Vec<double>::load(args.sum_dy + i, left...),
-                              Vec<double>::load(args.sum_dy_xmu + i, left...)};
-            for (int64_t r = row; r < end; ++r) {
-                next_dy.step(vector_bytes);
-                next_x.step(vector_bytes);
-                sums.add(widen(row_at<T>(args.dy, args.dy_stride, r) + i, left...),
-                         widen(row_at<T>(args.x, args.x_stride, r) + i, left...) - mean);
+    for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
+        RowsAhead dy_ahead(args.dy, row, args.listed, row_bytes);
+        RowsAhead x_ahead(args.x, row, args.listed, row_bytes);
+        for_each_column<width>(args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
+            constexpr int vectors = decltype(count)::value;
+            constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
+            const char *const dy_fetched = dy_ahead.take(block * bytes), *const x_fetched = x_ahead.take(block * bytes);
+            Vec<double> mean[vectors];
+            GradientSums sums[vectors];
+            for (int v = 0; v < vectors; ++v) {
+                const int64_t at = i + v * width;
+                mean[v] = Vec<double>::load(args.mean + at, left...);
+                sums[v] = {Vec<double>::load(args.sum_dy + at, left...),
+                           Vec<double>::load(args.sum_dy_xmu + at, left...)};
             }
-            sums.dy.store(args.sum_dy + i, left...);
-            sums.dy_xmu.store(args.sum_dy_xmu + i, left...);
+            for (int r = 0; r < rows; ++r) {
+                const T* dy = static_cast<const T*>(args.dy[row + r]) + i;
+                const T* x = static_cast<const T*>(args.x[row + r]) + i;
+                prefetch(dy_fetched + r * bytes);
+                prefetch(x_fetched + r * bytes);
+                for (int v = 0; v < vectors; ++v)
+                    sums[v].add(widen(dy + v * width, left...), widen(x + v * width, left...) - mean[v]);
+            }
+            for (int v = 0; v < vectors; ++v) {
+                sums[v].dy.store(args.sum_dy + i + v * width, left...);
+                sums[v].dy_xmu.store(args.sum_dy_xmu + i + v * width, left...);
+            }
         });
-    }
+    });
 }
 
 }  // namespace

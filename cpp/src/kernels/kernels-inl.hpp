@@ -13,9 +13,11 @@ namespace {
 
 template <class T>
 constexpr batchnorm::kernels::TypeKernels type_kernels = {
-    {moments_row<T>, moments_lane<T>},
+    moments_row<T>,
+    moments_lane<T>,
+    grad_sums_row<T>,
+    grad_sums_lane<T>,
     {normalize<T, Pattern::row>, normalize<T, Pattern::lane>},
-    {grad_sums_row<T>, grad_sums_lane<T>},
     {input_grad<T, Pattern::row>, input_grad<T, Pattern::lane>},
     finish_streams,
 };

@@ -8,7 +8,8 @@
 
 namespace {
 
-using batchnorm::kernels::MomentsArgs;
+using batchnorm::kernels::LaneMomentsArgs;
+using batchnorm::kernels::RowMomentsArgs;
 
 struct MomentsSums {
     Vec<double> sum, sum_sq;
@@ -20,16 +21,12 @@ struct MomentsSums {
 };
 
 template <class T>
-void moments_row(const MomentsArgs& args) noexcept {
+void moments_row(const RowMomentsArgs& args) noexcept {
     constexpr int width = Vec<double>::width;
     constexpr int chains = 4;  // independent additions in flight, to cover their latency
     static_assert(chains * width <= batchnorm::kernels::row_accumulators);
 
-    // The pivot is an element of x, which need not be aligned.
-    T first;
-    __builtin_memcpy(&first, args.pivot, sizeof(T));
-    const Vec<double> pivot = Vec<double>::all(static_cast<double>(first));
-
+    const Vec<double> pivot = Vec<double>::all(static_cast<double>(scalar<T>(args.pivot)));
     MomentsSums sums[chains];
     for (int k = 0; k < chains; ++k)
         sums[k] = {Vec<double>::load(args.sum + k * width), Vec<double>::load(args.sum_sq + k * width)};
@@ -37,8 +34,10 @@ void moments_row(const MomentsArgs& args) noexcept {
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* x = row_at<T>(args.x, args.x_stride, row);
         int64_t i = 0;
-        for (; i + chains * width <= args.n; i += chains * width)
+        for (; i + chains * width <= args.n; i += chains * width) {
+            prefetch<chains * width * sizeof(T)>(args.ahead, i * static_cast<int64_t>(sizeof(T)));
             for (int k = 0; k < chains; ++k) sums[k].add(widen(x + i + k * width) - pivot);
+        }
         // Unrolled, so that sums[] stays in registers.
 #pragma GCC unroll 4
         for (int k = 0; k < chains; ++k) {
@@ -57,27 +56,34 @@ void moments_row(const MomentsArgs& args) noexcept {
 }
 
 template <class T>
-void moments_lane(const MomentsArgs& args) noexcept {
-    // The sums of one vector of lanes stay in registers over a block of rows.
-    constexpr int64_t block = 8;
+void moments_lane(const LaneMomentsArgs& args) noexcept {
+    constexpr int block = 8, width = Vec<double>::width;
     const T* pivots = static_cast<const T*>(args.pivot);
-
-    constexpr int vector_bytes = Vec<double>::width * static_cast<int>(sizeof(T));
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
-    for (int64_t row = 0; row < args.rows; row += block) {
-        const int64_t end = row + block < args.rows ? row + block : args.rows;
-        RowPrefetcher next_x(args.x, args.x_stride, end, row_bytes);
-        for_each_vector<Vec<double>::width>(args.n, [&](int64_t i, auto... left) {
-            const Vec<double> pivot = widen(pivots + i, left...);
-            MomentsSums sums{Vec<double>::load(args.sum + i, left...), Vec<double>::load(args.sum_sq + i, left...)};
-            for (int64_t r = row; r < end; ++r) {
-                next_x.step(vector_bytes);
-                sums.add(widen(row_at<T>(args.x, args.x_stride, r) + i, left...) - pivot);
+    for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
+        RowsAhead ahead(args.x, row, args.listed, row_bytes);
+        for_each_column<width>(args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
+            constexpr int vectors = decltype(count)::value;
+            constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
+            const char* fetched = ahead.take(block * bytes);
+            Vec<double> pivot[vectors];
+            MomentsSums sums[vectors];
+            for (int v = 0; v < vectors; ++v) {
+                const int64_t at = i + v * width;
+                pivot[v] = widen(pivots + at, left...);
+                sums[v] = {Vec<double>::load(args.sum + at, left...), Vec<double>::load(args.sum_sq + at, left...)};
             }
-            sums.sum.store(args.sum + i, left...);
-            sums.sum_sq.store(args.sum_sq + i, left...);
+            for (int r = 0; r < rows; ++r) {
+                const T* x = static_cast<const T*>(args.x[row + r]) + i;
+                prefetch(fetched + r * bytes);
+                for (int v = 0; v < vectors; ++v) sums[v].add(widen(x + v * width, left...) - pivot[v]);
+            }
+            for (int v = 0; v < vectors; ++v) {
+                sums[v].sum.store(args.sum + i + v * width, left...);
+                sums[v].sum_sq.store(args.sum_sq + i + v * width, left...);
+            }
         });
-    }
+    });
 }
 
 }  // namespace

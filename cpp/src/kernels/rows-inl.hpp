@@ -17,6 +17,14 @@ T* row_at(void* data, int64_t stride, int64_t row) {
     return reinterpret_cast<T*>(static_cast<char*>(data) + stride * row);
 }
 
+// One element, which need not be aligned.
+template <class T>
+T scalar(const void* p) {
+    T value;
+    __builtin_memcpy(&value, p, sizeof(T));
+    return value;
+}
+
 // step(i) for each whole vector of a row of n elements, then step(i, left) for the elements that are left: what takes
 // the trailing count, such as Vec::load(p, left...), serves both.
 template <int width, class Step>
@@ -41,25 +49,82 @@ void for_each_vector(int64_t n, int head, int64_t period, const Step& step) {
     if (i < n) step(i, channel, static_cast<int>(n - i));
 }
 
-// Prefetches rows in memory order, one step for each vector of a row. A block of rows is read across (a vector of each
-// row, then the next vector of each), which hardware prefetchers take for no stream at all: walking the next block in
-// order meanwhile reads it three times as fast (docs/performance.md).
-class RowPrefetcher {
-  public:
-    RowPrefetcher(const void* data, int64_t stride, int64_t row, int64_t row_bytes)
-        : row_(static_cast<const char*>(data) + stride * row), at_(row_), stride_(stride), row_bytes_(row_bytes) {}
+// A number that the compiler knows.
+template <int n>
+struct Count {
+    static constexpr int value = n;
+    constexpr operator int() const { return n; }
+};
 
-    void step(int bytes) {
-        __builtin_prefetch(at_);
-        at_ += bytes;
-        if (at_ - row_ < row_bytes_) return;
-        row_ += stride_;
-        at_ = row_;
+// The reductions of lanes take a block of rows at once, column by column, so that the sums of a column stay in
+// registers: step(row, Count<block>) for whole blocks, then step(row, left) for the rows that are left.
+template <int block, class Step>
+[[gnu::always_inline]] inline void for_each_block(int64_t rows, const Step& step) {
+    int64_t row = 0;
+    for (; row + block <= rows; row += block) step(row, Count<block>{});
+    if (row < rows) step(row, static_cast<int>(rows - row));
+}
+
+// step(Count<2>, i) for columns of two vectors, then step(Count<1>, i) for a single one and step(Count<1>, i, left) for
+// the elements that are left.
+template <int width, class Step>
+[[gnu::always_inline]] inline void for_each_column(int64_t n, const Step& step) {
+    int64_t i = 0;
+    for (; i + 2 * width <= n; i += 2 * width) step(Count<2>{}, i);
+    if (i + width <= n) {
+        step(Count<1>{}, i);
+        i += width;
+    }
+    if (i < n) step(Count<1>{}, i, static_cast<int>(n - i));
+}
+
+constexpr int line_bytes = 64;
+
+// To L2: what is fetched so early would leave L1 before it is read.
+inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
+
+// So many bytes of what lies ahead, if it is known.
+template <int bytes>
+void prefetch(const void* ahead, int64_t offset) {
+    if (ahead == nullptr) return;
+    for (int at = 0; at < bytes; at += line_bytes) prefetch(static_cast<const char*>(ahead) + offset + at);
+}
+
+// Walks rows in memory order that are read rows_ahead later. A block of rows is read across, column by column, which
+// hardware prefetchers take for no stream at all; with these fetched in order it comes at the memory's speed
+// (docs/performance.md).
+class RowsAhead {
+  public:
+    RowsAhead(const void* const* rows, int64_t row, int64_t listed, int64_t row_bytes)
+        : rows_(rows + row), left_(listed - row), row_bytes_(row_bytes), row_(static_cast<const char*>(*rows_)) {
+        if (left_ <= batchnorm::kernels::rows_ahead) return;
+        rows_ += batchnorm::kernels::rows_ahead;
+        left_ -= batchnorm::kernels::rows_ahead;
+        row_ = static_cast<const char*>(*rows_);
+    }
+
+    // The next bytes; where there are none, some that do no harm.
+    [[gnu::always_inline]] const char* take(int bytes) {
+        const char* at = row_ + offset_;
+        offset_ += bytes;
+        while (offset_ >= row_bytes_) {
+            if (--left_ <= 0) {
+                offset_ = 0;
+                break;
+            }
+            // What was taken past the row's end is the next row's start, if there is no gap between them.
+            const char* next = static_cast<const char*>(*++rows_);
+            offset_ = next == row_ + row_bytes_ ? offset_ - row_bytes_ : 0;
+            row_ = next;
+        }
+        return at;
     }
 
   private:
-    const char *row_, *at_;
-    int64_t stride_, row_bytes_;
+    const void* const* rows_;
+    int64_t left_, row_bytes_;
+    const char* row_;
+    int64_t offset_ = 0;
 };
 
 // How a row is written: through the caches, or past them. The latter needs aligned vectors, which come after a head.

@@ -11,21 +11,52 @@ namespace batchnorm::kernels {
 
 enum Pattern : std::uint8_t { row, lane };
 
-// Accumulators live in memory between calls, so that the bits of a sum depend on the order of the elements alone and
-// not on how many rows a call was given. Pattern::row: row_accumulators partial sums, element i of a row in the
+// The reductions add to accumulators in memory, so that the bits of a sum depend on the order of the elements alone and
+// not on how many of them a call was given. Pattern::row: row_accumulators partial sums, element i of a row in the
 // (i mod 4 vectors)-th of them; the caller sets all to zero, and adds them up in the end. Pattern::lane: n sums.
 inline constexpr int row_accumulators = 32;
 
 // Inner ranges that are cut at multiples of this keep each element in its accumulator.
 inline constexpr int row_alignment = 32;
 
-struct MomentsArgs {
+struct RowMomentsArgs {
     const void* x;
     std::int64_t x_stride;
     std::int64_t rows, n;
-    const void* pivot;  // one element, or a row of them, of x's type
+    const void* pivot;  // of x's type
     double* sum;        // += x - pivot
     double* sum_sq;     // += (x - pivot)^2
+    const void* ahead;  // what will be read soon, to fetch meanwhile as many bytes as are read; or null
+};
+
+// How far ahead of their reading rows of lanes are fetched.
+inline constexpr int rows_ahead = 16;
+
+struct LaneMomentsArgs {
+    const void* const* x;  // where the rows are
+    std::int64_t rows, n;
+    std::int64_t listed;  // at least `rows`, at most rows_ahead more: what x has past them is read next
+    const void* pivot;    // a row of them
+    double *sum, *sum_sq;
+};
+
+struct RowGradSumsArgs {
+    const void* dy;
+    std::int64_t dy_stride;
+    const void* x;
+    std::int64_t x_stride;
+    std::int64_t rows, n;
+    const double* mean;
+    double* sum_dy;                  // += dy
+    double* sum_dy_xmu;              // += dy * (x - mean)
+    const void *dy_ahead, *x_ahead;  // as in RowMomentsArgs
+};
+
+struct LaneGradSumsArgs {
+    const void *const *dy, *const *x;
+    std::int64_t rows, n, listed;
+    const double* mean;
+    double *sum_dy, *sum_dy_xmu;
 };
 
 // The writers may take rows that follow each other as one: then n is a multiple of the number of channels, `period`,
@@ -44,17 +75,6 @@ struct NormalizeArgs {
     bool stream;  // write past the caches, which y would only sweep
 };
 
-struct GradSumsArgs {
-    const void* dy;
-    std::int64_t dy_stride;
-    const void* x;
-    std::int64_t x_stride;
-    std::int64_t rows, n;
-    const double* mean;
-    double* sum_dy;      // += dy
-    double* sum_dy_xmu;  // += dy * (x - mean)
-};
-
 // dx = a * (dy - dy_hi) + b * xhat + c   with   xhat = (x - hi) * inv_std
 struct InputGradArgs {
     const void* dy;
@@ -69,11 +89,13 @@ struct InputGradArgs {
     bool stream;  // as in NormalizeArgs
 };
 
-// The kernels of one element type, each for both patterns.
+// The kernels of one element type.
 struct TypeKernels {
-    void (*moments[2])(const MomentsArgs&) noexcept;
-    void (*normalize[2])(const NormalizeArgs&) noexcept;
-    void (*grad_sums[2])(const GradSumsArgs&) noexcept;
+    void (*row_moments)(const RowMomentsArgs&) noexcept;
+    void (*lane_moments)(const LaneMomentsArgs&) noexcept;
+    void (*row_grad_sums)(const RowGradSumsArgs&) noexcept;
+    void (*lane_grad_sums)(const LaneGradSumsArgs&) noexcept;
+    void (*normalize[2])(const NormalizeArgs&) noexcept;  // by Pattern
     void (*input_grad[2])(const InputGradArgs&) noexcept;
     void (*finish_streams)() noexcept;  // after streaming, before another thread may read what was written
 };

@@ -1,0 +1,110 @@
+// From statistics and parameters to what the kernels look up.
+#include <cmath>
+
+#include "stages.hpp"
+
+namespace batchnorm {
+
+void Stages::variance_from_m2(int64_t g, Range channels, const Column& count) const noexcept {
+    const int64_t first = g * box.channels();
+    for (int64_t s = first + channels.begin; s < first + channels.end; ++s) memory.spread[s] /= count[s];
+}
+
+void Stages::inv_std_from_variance(int64_t g, Range channels, double eps) const noexcept {
+    const int64_t first = g * box.channels();
+    for (int64_t s = first + channels.begin; s < first + channels.end; ++s)
+        memory.inv_std[s] = 1 / std::sqrt(memory.spread[s] + eps);
+}
+
+namespace {
+
+// The coefficients of a group, as the kernels look them up.
+template <class T>
+struct Coefficients {
+    T* __restrict values[coefficient_count];
+    const int64_t channels, end;
+
+    Coefficients(const Stages& stages, int64_t g) noexcept
+        : channels(stages.box.channels()), end(Memory::coefficient_pitch(stages.box)) {
+        for (int i = 0; i < coefficient_count; ++i)
+            values[i] = static_cast<T*>(stages.memory.coefficients[i]) + g * end;
+    }
+
+    // Goes on where the lanes do, repeating.
+    void pad(int count, Range written) const noexcept {
+        for (int64_t at = channels; at < end; ++at)
+            for (int i = 0; i < count && at % channels >= written.begin && at % channels < written.end; ++i)
+                values[i][at] = values[i][at % channels];
+    }
+};
+
+template <class T>
+void normalize_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma,
+                               const Column& beta) noexcept {
+    const Memory& m = stages.memory;
+    const Coefficients<T> coefficients(stages, g);
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const int64_t s = g * stages.box.channels() + c;
+        const double scale = gamma[s] * m.inv_std[s];
+        const T hi = static_cast<T>(m.mean[s]);
+        const double lo = m.mean[s] - static_cast<double>(hi);
+        coefficients.values[0][c] = hi;
+        coefficients.values[1][c] = static_cast<T>(scale);
+        coefficients.values[2][c] = static_cast<T>(beta[s] - lo * scale);
+    }
+    coefficients.pad(3, channels);
+}
+
+template <class T>
+void input_grad_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma,
+                                const Column& count) noexcept {
+    const Memory& m = stages.memory;
+    const Coefficients<T> coefficients(stages, g);
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const int64_t s = g * stages.box.channels() + c;
+        const double r = m.inv_std[s], scale = gamma[s] * r;
+        const double dy_mean = m.sum_dy[s] / count[s];
+        const double slope = -scale * (m.sum_dy_xmu[s] * r / count[s]);
+        const T hi = static_cast<T>(m.mean[s]), dy_hi = static_cast<T>(dy_mean);
+        const double lo = m.mean[s] - static_cast<double>(hi), dy_lo = dy_mean - static_cast<double>(dy_hi);
+        coefficients.values[0][c] = hi;
+        coefficients.values[1][c] = static_cast<T>(r);
+        coefficients.values[2][c] = dy_hi;
+        coefficients.values[3][c] = static_cast<T>(scale);
+        coefficients.values[4][c] = static_cast<T>(slope);
+        coefficients.values[5][c] = static_cast<T>(-scale * dy_lo - slope * (lo * r));
+    }
+    coefficients.pad(6, channels);
+}
+
+template <class T>
+void scale_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma) noexcept {
+    const Coefficients<T> coefficients(stages, g);
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const int64_t s = g * stages.box.channels() + c;
+        coefficients.values[0][c] = 0;
+        coefficients.values[1][c] = static_cast<T>(gamma[s] * stages.memory.inv_std[s]);
+        coefficients.values[2][c] = 0;
+    }
+    coefficients.pad(3, channels);
+}
+
+}  // namespace
+
+void Stages::normalize_coefficients(int64_t g, Range channels, const Column& gamma, const Column& beta) const noexcept {
+    const auto fill = box.dtype == DType::f32 ? normalize_coefficients_of<float> : normalize_coefficients_of<double>;
+    fill(*this, g, channels, gamma, beta);
+}
+
+void Stages::input_grad_coefficients(int64_t g, Range channels, const Column& gamma,
+                                     const Column& count) const noexcept {
+    const auto fill = box.dtype == DType::f32 ? input_grad_coefficients_of<float> : input_grad_coefficients_of<double>;
+    fill(*this, g, channels, gamma, count);
+}
+
+void Stages::scale_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept {
+    const auto fill = box.dtype == DType::f32 ? scale_coefficients_of<float> : scale_coefficients_of<double>;
+    fill(*this, g, channels, gamma);
+}
+
+}  // namespace batchnorm

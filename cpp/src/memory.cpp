@@ -1,0 +1,38 @@
+#include "memory.hpp"
+
+#include "plan.hpp"
+
+namespace batchnorm {
+
+WorkerMemory Memory::take_worker(Arena& arena, const Box& box) noexcept {
+    const bool by_lane = box.pattern == Pattern::lane;
+    int64_t lanes = by_lane ? box.lanes() * box.fold() : 1;
+    if (lanes > most_lanes) lanes = most_lanes;
+    const int64_t padded = (lanes + kernels::lane_padding) * item_size(box.dtype);
+
+    WorkerMemory worker;
+    worker.tiles = arena.take<char>(roles * tile_bytes);
+    worker.lists = arena.take<RowLists>(by_lane);
+    worker.values = arena.take<double>(lanes);
+    for (void*& values : worker.coefficients) values = arena.take<char>(box.plane > 1 ? padded : 0);
+    for (double*& sums : worker.sums) sums = arena.take<double>(box.plane * box.fold() > 1 ? lanes : 0);
+    return worker;
+}
+
+Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, bool reduces) noexcept
+    : chunks_(chunks.count()), channels_(box.channels()) {
+    const int64_t n = box.statistics();
+    if (reduces)
+        for (double*& slot : slots_) slot = arena.take<double>(n * chunks.count());
+    for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
+        *column = arena.take<double>(n);
+    for (void*& values : coefficients)
+        values = arena.take<char>(box.groups() * coefficient_pitch(box) * item_size(box.dtype));
+
+    Arena measure;
+    take_worker(measure, box);
+    worker_bytes_ = static_cast<int64_t>(measure.bytes());
+    workers_ = arena.take<char>(threads * worker_bytes_);
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,55 @@
+// The scratch memory of a call.
+#pragma once
+
+#include "arena.hpp"
+#include "box.hpp"
+#include "chunks.hpp"
+#include "spans.hpp"
+
+namespace batchnorm {
+
+inline constexpr int coefficient_count = 6;
+
+// What one worker needs for itself.
+struct WorkerMemory {
+    char* tiles;      // one for each operand
+    RowLists* lists;  // pointers to rows
+    // One value for each lane of a block:
+    void* values;                           // pivots of x's type, or means
+    void* coefficients[coefficient_count];  // where lanes share a statistic, and padding
+    double* sums[2];                        // where lanes share a statistic
+};
+
+struct Memory {
+    // One value for each statistic, in the box's order.
+    double *mean, *spread, *inv_std, *gamma, *beta, *count, *sum_dy, *sum_dy_xmu;
+    // What the kernels look up, of x's type: [group][channel and padding].
+    void* coefficients[coefficient_count];
+
+    Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, bool reduces) noexcept;
+
+    // Coefficients of one group, with the padding that the kernels may read in Pattern::lane.
+    static int64_t coefficient_pitch(const Box& box) noexcept {
+        return box.channels() + (box.pattern == Pattern::lane ? kernels::lane_padding : 0);
+    }
+
+    // A chunk's mean (0) and m2 (1), or its two gradient sums, of all channels.
+    double* slot(int which, int64_t g, int64_t k) const noexcept {
+        return slots_[which] + (g * chunks_ + k) * channels_;
+    }
+
+    WorkerMemory worker(const Box& box, int index) const noexcept {
+        Arena arena(workers_ + index * worker_bytes_);
+        return take_worker(arena, box);
+    }
+
+  private:
+    static WorkerMemory take_worker(Arena& arena, const Box& box) noexcept;
+
+    double* slots_[2] = {};
+    int64_t chunks_, channels_;
+    char* workers_;
+    int64_t worker_bytes_;
+};
+
+}  // namespace batchnorm

@@ -1,0 +1,39 @@
+// Merging the chunks' partial results, in order.
+#include "stages.hpp"
+
+namespace batchnorm {
+
+// Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances".
+void Stages::merge_moments(int64_t g, Range channels) const noexcept {
+    double *const means = memory.mean + g * box.channels(), *const m2s = memory.spread + g * box.channels();
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        means[c] = memory.slot(0, g, 0)[c];
+        m2s[c] = memory.slot(1, g, 0)[c];
+    }
+    double n = static_cast<double>(chunks.values(0));
+    for (int64_t k = 1; k < chunks.count(); ++k) {
+        const double *const mean_k = memory.slot(0, g, k), *const m2_k = memory.slot(1, g, k);
+        const double n_k = static_cast<double>(chunks.values(k));
+        const double share = n_k / (n + n_k), weight = n * share;
+        for (int64_t c = channels.begin; c < channels.end; ++c) {
+            const double delta = mean_k[c] - means[c];
+            means[c] += delta * share;
+            m2s[c] += m2_k[c] + delta * delta * weight;
+        }
+        n += n_k;
+    }
+}
+
+void Stages::merge_gradients(int64_t g, Range channels) const noexcept {
+    double *const dys = memory.sum_dy + g * box.channels(), *const dy_xmus = memory.sum_dy_xmu + g * box.channels();
+    for (int64_t c = channels.begin; c < channels.end; ++c) dys[c] = dy_xmus[c] = 0;
+    for (int64_t k = 0; k < chunks.count(); ++k) {
+        const double *const dy_k = memory.slot(0, g, k), *const dy_xmu_k = memory.slot(1, g, k);
+        for (int64_t c = channels.begin; c < channels.end; ++c) {
+            dys[c] += dy_k[c];
+            dy_xmus[c] += dy_xmu_k[c];
+        }
+    }
+}
+
+}  // namespace batchnorm
