@@ -1,67 +1,12 @@
 // The public functions: check, make the box, plan, run the stages.
 #include "isa.hpp"
-#include "plan.hpp"
-#include "stages.hpp"
+#include "run.hpp"
 #include "status.hpp"
 #include "thread_count.hpp"
 #include "validate.hpp"
 
 namespace batchnorm {
 namespace {
-
-// A stage that goes over a chunk of a block of channels: reduce or apply.
-using Stage = void (Stages::*)(int64_t g, int64_t k, Range channels, int worker) const noexcept;
-
-// The stages of a call, over all of its box.
-struct Run {
-    const Stages& stages;
-    const Plan& plan;
-    const Team& team;
-
-    // Every chunk of every block of channels, in memory order.
-    void each_piece(Stage stage) const noexcept {
-        const int64_t blocks = count_blocks(plan.channel_block), chunks = stages.chunks.count();
-        parallel_for(team, stages.box.groups() * chunks * blocks, [&](int64_t task, int worker) {
-            const int64_t g = task / (chunks * blocks), k = task / blocks % chunks;
-            (stages.*stage)(g, k, block_range(task % blocks, plan.channel_block), worker);
-        });
-    }
-
-    // body(g, channels, worker) for every block of channels.
-    template <class Body>
-    void each_block(int64_t block, const Body& body) const noexcept {
-        const int64_t blocks = count_blocks(block);
-        parallel_for(team, stages.box.groups() * blocks,
-                     [&](int64_t task, int worker) { body(task / blocks, block_range(task % blocks, block), worker); });
-    }
-
-    // reduce, merge(g, channels) and, unless it is null, apply.
-    template <class Merge>
-    void traverse(Stage reduce, const Merge& merge, Stage apply) const noexcept {
-        if (plan.traversal == Traversal::slabs) {
-            each_block(plan.channel_block, [&](int64_t g, Range channels, int worker) {
-                for (int64_t k = 0; k < stages.chunks.count(); ++k) (stages.*reduce)(g, k, channels, worker);
-                merge(g, channels);
-                if (!apply) return;
-                for (int64_t k = 0; k < stages.chunks.count(); ++k) (stages.*apply)(g, k, channels, worker);
-            });
-        } else {
-            each_piece(reduce);
-            each_block(merge_block, [&](int64_t g, Range channels, int) { merge(g, channels); });
-            if (apply) each_piece(apply);
-        }
-    }
-
-  private:
-    // Channels that one task merges: whole cache lines of slots.
-    static constexpr int64_t merge_block = 64;
-
-    int64_t count_blocks(int64_t block) const noexcept { return (stages.box.channels() + block - 1) / block; }
-    Range block_range(int64_t i, int64_t block) const noexcept {
-        const int64_t begin = i * block, end = begin + block;
-        return {begin, end < stages.box.channels() ? end : stages.box.channels()};
-    }
-};
 
 bool reduces(Op op) noexcept { return op != Op::batch_norm_inference && op != Op::normalize && op != Op::input_grad; }
 
@@ -164,15 +109,12 @@ Status core::batch_norm(const View& x, const Axes& axes, const Param& gamma, con
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         const Column shift = load_column(stages.box, beta, 0, memory.beta);
         const Column count{nullptr, static_cast<double>(valid.values())};
-        run.traverse(
-            &Stages::reduce_moments,
-            [&](int64_t g, Range channels) {
-                stages.merge_moments(g, channels);
-                stages.variance_from_m2(g, channels, count);
-                stages.inv_std_from_variance(g, channels, options.eps);
-                stages.normalize_coefficients(g, channels, scale, shift);
-            },
-            &Stages::normalize);
+        run.traverse<MomentSums, Normalize>([&](int64_t g, Range channels) {
+            stages.merge_moments(g, channels);
+            stages.variance_from_m2(g, channels, count);
+            stages.inv_std_from_variance(g, channels, options.eps);
+            stages.normalize_coefficients(g, channels, scale, shift);
+        });
         store_stats(stages.box, memory, saved);
     });
 }
@@ -195,8 +137,7 @@ Status core::moments(const View& x, const Axes& axes, const MutMoments& out, con
 
     return execute(Op::moments, valid, {&x, nullptr, nullptr}, options, [&](const Run& run) {
         const Stages& stages = run.stages;
-        run.traverse(
-            &Stages::reduce_moments, [&](int64_t g, Range channels) { stages.merge_moments(g, channels); }, nullptr);
+        run.reduce<MomentSums>([&](int64_t g, Range channels) { stages.merge_moments(g, channels); });
         store_column(stages.box, {stages.memory.mean, 0}, out.mean);
         store_column(stages.box, {stages.memory.spread, 0}, out.m2);
         fill(out.count, static_cast<double>(valid.values()));
@@ -236,7 +177,7 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
             stages.inv_std_from_variance(g, channels, options.eps);
             stages.normalize_coefficients(g, channels, scale, shift);
         });
-        if (!valid.empty()) run.each_piece(&Stages::normalize);
+        if (!valid.empty()) run.apply<Normalize>();
         store_stats(stages.box, memory, saved);
     });
 }
@@ -268,7 +209,7 @@ Status core::batch_norm_inference(const View& x, const Axes& axes, const Param& 
             stages.inv_std_from_variance(g, channels, options.eps);
             stages.normalize_coefficients(g, channels, scale, shift);
         });
-        run.each_piece(&Stages::normalize);
+        run.apply<Normalize>();
     });
 }
 
@@ -298,13 +239,10 @@ Status core::batch_norm_backward(const View& dy, const View& x, const Axes& axes
         load_array(stages.box, saved.inv_std, memory.inv_std);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         const Column count{nullptr, static_cast<double>(valid.values())};
-        run.traverse(
-            &Stages::reduce_gradients,
-            [&](int64_t g, Range channels) {
-                stages.merge_gradients(g, channels);
-                stages.input_grad_coefficients(g, channels, scale, count);
-            },
-            &Stages::input_grad);
+        run.traverse<GradientSums, InputGrad>([&](int64_t g, Range channels) {
+            stages.merge_gradients(g, channels);
+            stages.input_grad_coefficients(g, channels, scale, count);
+        });
         store_param_grads(stages.box, memory, dgamma, dbeta);
     });
 }
@@ -331,9 +269,7 @@ Status core::grad_sums(const View& dy, const View& x, const Axes& axes, const St
     return execute(Op::grad_sums, valid, {&x, &dy, nullptr}, options, [&](const Run& run) {
         const Stages& stages = run.stages;
         load_array(stages.box, saved.mean, stages.memory.mean);
-        run.traverse(
-            &Stages::reduce_gradients, [&](int64_t g, Range channels) { stages.merge_gradients(g, channels); },
-            nullptr);
+        run.reduce<GradientSums>([&](int64_t g, Range channels) { stages.merge_gradients(g, channels); });
         store_column(stages.box, {stages.memory.sum_dy, 0}, out.sum_dy);
         store_column(stages.box, {stages.memory.sum_dy_xmu, 0}, out.sum_dy_xmu);
         fill(out.count, static_cast<double>(valid.values()));
@@ -374,7 +310,7 @@ Status core::input_grad(const View& dy, const View& x, const Axes& axes, const S
             run.each_block(stages.box.channels(), [&](int64_t g, Range channels, int) {
                 stages.input_grad_coefficients(g, channels, scale, count);
             });
-            run.each_piece(&Stages::input_grad);
+            run.apply<InputGrad>();
         }
         store_param_grads(stages.box, memory, dgamma, dbeta);
     });
@@ -407,13 +343,10 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         run.each_block(stages.box.channels(),
                        [&](int64_t g, Range channels, int) { stages.inv_std_from_variance(g, channels, options.eps); });
-        run.traverse(
-            &Stages::reduce_gradients,
-            [&](int64_t g, Range channels) {
-                stages.merge_gradients(g, channels);
-                stages.scale_coefficients(g, channels, scale);
-            },
-            &Stages::scale);
+        run.traverse<GradientSums, Scale>([&](int64_t g, Range channels) {
+            stages.merge_gradients(g, channels);
+            stages.scale_coefficients(g, channels, scale);
+        });
         store_param_grads(stages.box, memory, dgamma, dbeta);
     });
 }

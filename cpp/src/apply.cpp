@@ -23,27 +23,23 @@ struct Coefficients {
     }
 
   private:
-    // Where lanes share a statistic: one for each of them.
+    // Where lanes share a statistic: one for each of them. The arrays follow each other closely: at a distance of whole
+    // pages they would take each other's place in L1.
     void expand(const Stages& stages, int64_t channels, const WorkerMemory& worker) noexcept {
-        const int64_t plane = stages.box.plane;
+        const int64_t unit = item_size(stages.box.dtype), lanes = channels * stages.box.plane;
+        char* to = static_cast<char*>(worker.coefficients);
         for (int i = 0; i < Terms::coefficients; ++i) {
-            if (stages.box.dtype == DType::f32)
-                repeat(reinterpret_cast<const float*>(at[i]), channels, plane, worker.coefficients[i]);
-            else
-                repeat(reinterpret_cast<const double*>(at[i]), channels, plane, worker.coefficients[i]);
-            at[i] = static_cast<const char*>(worker.coefficients[i]);
+            stages.kernels.expand(at[i], channels, stages.box.plane, to);
+            // Rows that are joined go on with the first lanes.
+            for (int64_t lane = 0; lane < kernels::lane_padding; ++lane)
+                std::memcpy(to + (lanes + lane) * unit, to + lane * unit, static_cast<std::size_t>(unit));
+            at[i] = to;
+            to += (lanes + kernels::lane_padding) * unit;
         }
     }
-
-    template <class T>
-    static void repeat(const T* values, int64_t channels, int64_t plane, void* lanes) noexcept {
-        T* to = static_cast<T*>(lanes);
-        for (int64_t c = 0; c < channels; ++c)
-            for (int64_t i = 0; i < plane; ++i) *to++ = values[c];
-        const T* first = static_cast<const T*>(lanes);
-        for (int i = 0; i < kernels::lane_padding; ++i) *to++ = *first++;
-    }
 };
+
+}  // namespace
 
 // Rows of all channels that follow each other without a gap become one row.
 template <class Terms>
@@ -57,7 +53,8 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
     const auto write = [&](Span span, int64_t first) {
         const void* at[coefficient_count] = {};
         for (int i = 0; i < Terms::coefficients; ++i) at[i] = coefficients.at[i] + first * unit;
-        Terms::write(stages, span, at);
+        const int64_t row_bytes = span.n * unit;
+        Terms::write(stages, span, at, streams(stages, span.data[role_out], span.stride[role_out], row_bytes));
     };
     if (box.pattern == Pattern::lane) {
         const Region region{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};
@@ -76,21 +73,11 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
                 for_each_span(box, {g, {c, c + 1}, {o, o + step}, inners}, Terms::access, tiles,
                               [&](const Span& span) { write(span, c - channels.begin); });
     }
-    if (stages.streams()) stages.kernels.finish_streams();
+    if (stages.stream) stages.kernels.finish_streams();
 }
 
-}  // namespace
-
-void Stages::normalize(int64_t g, int64_t k, Range channels, int worker) const noexcept {
-    apply<NormalizeTerms<role_x>>(*this, g, k, channels, worker);
-}
-
-void Stages::scale(int64_t g, int64_t k, Range channels, int worker) const noexcept {
-    apply<NormalizeTerms<role_dy>>(*this, g, k, channels, worker);
-}
-
-void Stages::input_grad(int64_t g, int64_t k, Range channels, int worker) const noexcept {
-    apply<InputGradTerms>(*this, g, k, channels, worker);
-}
+template void apply<Normalize>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void apply<Scale>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void apply<InputGrad>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 
 }  // namespace batchnorm

@@ -5,13 +5,9 @@
 #pragma once
 
 #include "box.hpp"
+#include "range.hpp"
 
 namespace batchnorm {
-
-struct Range {
-    int64_t begin, end;
-    int64_t size() const noexcept { return end - begin; }
-};
 
 struct Chunks {
     int64_t outer_step, inner_step;

@@ -8,14 +8,15 @@ WorkerMemory Memory::take_worker(Arena& arena, const Box& box) noexcept {
     const bool by_lane = box.pattern == Pattern::lane;
     int64_t lanes = by_lane ? box.lanes() * box.fold() : 1;
     if (lanes > most_lanes) lanes = most_lanes;
-    const int64_t padded = (lanes + kernels::lane_padding) * item_size(box.dtype);
+    const int64_t shared_lanes = box.plane * box.fold() > 1 ? lanes : 0;
 
     WorkerMemory worker;
     worker.tiles = arena.take<char>(roles * tile_bytes);
     worker.lists = arena.take<RowLists>(by_lane);
     worker.values = arena.take<double>(lanes);
-    for (void*& values : worker.coefficients) values = arena.take<char>(box.plane > 1 ? padded : 0);
-    for (double*& sums : worker.sums) sums = arena.take<double>(box.plane * box.fold() > 1 ? lanes : 0);
+    worker.sums = arena.take<double>(2 * shared_lanes);
+    worker.coefficients =
+        arena.take<char>(coefficient_count * (shared_lanes + kernels::lane_padding) * item_size(box.dtype));
     return worker;
 }
 

@@ -15,9 +15,9 @@ struct WorkerMemory {
     char* tiles;      // one for each operand
     RowLists* lists;  // pointers to rows
     // One value for each lane of a block:
-    void* values;                           // pivots of x's type, or means
-    void* coefficients[coefficient_count];  // where lanes share a statistic, and padding
-    double* sums[2];                        // where lanes share a statistic
+    void* values;        // pivots of x's type, or means
+    double* sums;        // two, where lanes share a statistic
+    void* coefficients;  // of x's type, where lanes share a statistic, each with padding
 };
 
 struct Memory {

@@ -6,18 +6,25 @@ namespace {
 // What a thread may expect to find in its caches on the second reading.
 constexpr int64_t cached_bytes = 4 << 20;
 // An output of this size would push out of the caches more than what of it would stay in them.
-constexpr int64_t streamed_bytes = 16 << 20;
+constexpr int64_t streamed_bytes = 8 << 20;
 // Work of a task of the two passes, and memory that it should read in one go.
 constexpr int64_t task_elements = 32768;
-constexpr int64_t contiguous_bytes = 49152;
+constexpr int64_t contiguous_bytes = 98304;
 
-// Channels-last, and small planes.
-constexpr int64_t slab_bytes = 512 << 10;
-constexpr int64_t most_column_lanes = 1024;
-constexpr int64_t least_column_lanes = 256;
+// Pattern::lane. A block of columns, in L2; and of it, rows of all operands and their coefficients, in L1.
+constexpr int64_t slab_bytes = 1 << 20;
+constexpr int64_t row_bytes_in_l1 = 28 << 10;
+constexpr int64_t least_column_bytes = 1024;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
+
+// About so many channels, which end where a cache line does.
+int64_t whole_lines(int64_t channels, const Box& box) noexcept {
+    int64_t step = 64 / item_size(box.dtype);
+    for (int64_t plane = box.plane; plane % 2 == 0 && step > 1; plane /= 2) step /= 2;
+    return channels > step ? channels / step * step : step;
+}
 
 }  // namespace
 
@@ -31,19 +38,26 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
         while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads))
             block /= 2;
         const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
+        bool in_place = true;
+        for (const Operand& operand : box.operand) in_place &= operand.data == nullptr || operand.direct;
+        const bool in_cache = box.elements() * item_size(box.dtype) * tensors <= slab_bytes;
+        if (reduces && in_place && !in_cache && row_bytes >= 1024 && channel_bytes <= cached_bytes &&
+            box.statistics() >= 2 * threads)
+            return {Traversal::alternate, min(block, most_alternate_block), stream};
         if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads)
             return {Traversal::slabs, block, stream};
         const int64_t task = min(ceil_div(task_elements, chunks.values(0)), box.channels());
         return {Traversal::two_passes, task > block ? task : block, stream};
     }
-    // Columns: blocks of lanes over all rows, if they still are a KB and more of each row.
-    int64_t lanes = slab_bytes / (box.outers() * item_size(box.dtype) * tensors);
-    if (lanes > most_column_lanes) lanes = most_column_lanes;
-    while (lanes > least_column_lanes && box.groups() * box.lanes() < lanes * threads) lanes /= 2;
-    if (reduces && lanes >= least_column_lanes && box.groups() * box.lanes() >= lanes * threads)
-        return {Traversal::slabs, min(box.channels(), ceil_div(ceil_div(lanes, box.plane), 16) * 16), stream};
-    const int64_t block = min(box.channels(), most_lanes / box.plane);
-    return {Traversal::two_passes, block, stream};
+    // Columns: blocks of lanes over all rows, if what a block needs stays in cache and it is a KB and more of each row.
+    const int64_t unit = item_size(box.dtype), fewest = least_column_bytes / unit;
+    int64_t lanes = min(slab_bytes / (box.outers() * unit * tensors), row_bytes_in_l1 / (unit * (4 * tensors + 1)));
+    while (lanes > fewest && box.groups() * box.lanes() < lanes * threads) lanes /= 2;
+    if (reduces && lanes >= fewest && box.groups() * box.lanes() >= lanes * threads)
+        return {Traversal::slabs, min(box.channels(), whole_lines(lanes / box.plane, box)), stream};
+    lanes = row_bytes_in_l1 / (unit * (4 * tensors + 1));
+    lanes = ceil_div(box.lanes(), ceil_div(box.lanes(), lanes));  // even parts
+    return {Traversal::two_passes, min(box.channels(), whole_lines(ceil_div(lanes, box.plane) + 15, box)), stream};
 }
 
 }  // namespace batchnorm

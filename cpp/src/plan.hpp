@@ -7,6 +7,7 @@
 namespace batchnorm {
 
 enum class Traversal : std::uint8_t {
+    alternate,   // Pattern::row, channel by channel, reading one while the one before it is written
     slabs,       // each block of channels: reduce, merge, apply, while the block is still in cache
     two_passes,  // reduce all, merge all, apply all, each in memory order
 };
@@ -19,6 +20,9 @@ struct Plan {
 
 // For a call that reduces (or only applies) over `tensors` operands, on so many threads.
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept;
+
+// No plan has more channels in a block that alternates.
+inline constexpr int64_t most_alternate_block = 32;
 
 // No plan has a larger block in Pattern::lane.
 inline constexpr int64_t most_lanes = 4096;

@@ -74,7 +74,7 @@ void reduce_lanes(const Terms& terms, const Region& chunk, int64_t k, const Work
     double* const first = terms.stages.memory.slot(0, chunk.group, k) + channels.begin;
     double* const second = terms.stages.memory.slot(1, chunk.group, k) + channels.begin;
     const bool shared = fold > 1 || plane > 1;
-    double* const sums[2] = {shared ? worker.sums[0] : first, shared ? worker.sums[1] : second};
+    double* const sums[2] = {shared ? worker.sums : first, shared ? worker.sums + lanes * fold : second};
     for (double* sum : sums) std::memset(sum, 0, static_cast<std::size_t>(lanes * fold) * sizeof *sum);
 
     const void* around = terms.around_lanes(channels, fold, worker.values);
@@ -89,6 +89,40 @@ void reduce_lanes(const Terms& terms, const Region& chunk, int64_t k, const Work
     terms.finish(around, plane, channels.size(), first, second);
 }
 
+}  // namespace
+
+MomentSums::MomentSums(const Stages& stages_, int64_t g_, int64_t k) noexcept
+    : stages(stages_), g(g_), n(static_cast<double>(stages_.chunks.values(k))) {
+    const Box& box = stages.box;
+    const Operand& x = box.operand[role_x];
+    first = x.data + x.offset(box.level[group], group, g) +
+            x.offset(box.level[outer], outer, stages.chunks.outer_range(k).begin) +
+            x.offset(box.level[inner], inner, stages.chunks.inner_range(k).begin);
+}
+
+const void* MomentSums::around(int64_t c) const noexcept {
+    return first + stages.box.operand[role_x].offset(stages.box.level[channel], channel, c * stages.box.plane);
+}
+
+const void* MomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
+    const Box& box = stages.box;
+    if (fold == 1 && box.plane == 1 && box.operand[role_x].direct) return around(channels.begin);
+    const auto pivot = [&](int64_t c) { return around(c); };
+    return box.dtype == DType::f32 ? expand<float>(channels, box.plane, fold, memory, pivot)
+                                   : expand<double>(channels, box.plane, fold, memory, pivot);
+}
+
+void MomentSums::finish(const void* around, int64_t step, int64_t channels, double* sums_to_means,
+                        double* sums_sq_to_m2) const noexcept {
+    const auto finish = stages.box.dtype == DType::f32 ? finish_moments<float> : finish_moments<double>;
+    finish(around, step, channels, n, sums_to_means, sums_sq_to_m2);
+}
+
+const void* GradientSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
+    if (fold == 1 && stages.box.plane == 1) return around(channels.begin);
+    return expand<double>(channels, stages.box.plane, fold, memory, [&](int64_t c) { return around(c); });
+}
+
 template <class Terms>
 void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept {
     const Region chunk{g, channels, stages.chunks.outer_range(k), stages.chunks.inner_range(k)};
@@ -99,46 +133,7 @@ void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int work
         reduce_lanes(Terms(stages, g, k), chunk, k, memory);
 }
 
-}  // namespace
-
-MomentsTerms::MomentsTerms(const Stages& stages_, int64_t g_, int64_t k) noexcept
-    : stages(stages_), g(g_), n(static_cast<double>(stages_.chunks.values(k))) {
-    const Box& box = stages.box;
-    const Operand& x = box.operand[role_x];
-    first = x.data + x.offset(box.level[group], group, g) +
-            x.offset(box.level[outer], outer, stages.chunks.outer_range(k).begin) +
-            x.offset(box.level[inner], inner, stages.chunks.inner_range(k).begin);
-}
-
-const void* MomentsTerms::around(int64_t c) const noexcept {
-    return first + stages.box.operand[role_x].offset(stages.box.level[channel], channel, c * stages.box.plane);
-}
-
-const void* MomentsTerms::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
-    const Box& box = stages.box;
-    if (fold == 1 && box.plane == 1 && box.operand[role_x].direct) return around(channels.begin);
-    const auto pivot = [&](int64_t c) { return around(c); };
-    return box.dtype == DType::f32 ? expand<float>(channels, box.plane, fold, memory, pivot)
-                                   : expand<double>(channels, box.plane, fold, memory, pivot);
-}
-
-void MomentsTerms::finish(const void* around, int64_t step, int64_t channels, double* sums_to_means,
-                          double* sums_sq_to_m2) const noexcept {
-    const auto finish = stages.box.dtype == DType::f32 ? finish_moments<float> : finish_moments<double>;
-    finish(around, step, channels, n, sums_to_means, sums_sq_to_m2);
-}
-
-const void* GradientTerms::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
-    if (fold == 1 && stages.box.plane == 1) return around(channels.begin);
-    return expand<double>(channels, stages.box.plane, fold, memory, [&](int64_t c) { return around(c); });
-}
-
-void Stages::reduce_moments(int64_t g, int64_t k, Range channels, int worker) const noexcept {
-    reduce<MomentsTerms>(*this, g, k, channels, worker);
-}
-
-void Stages::reduce_gradients(int64_t g, int64_t k, Range channels, int worker) const noexcept {
-    reduce<GradientTerms>(*this, g, k, channels, worker);
-}
+template void reduce<MomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void reduce<GradientSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 
 }  // namespace batchnorm

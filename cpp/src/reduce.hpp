@@ -12,7 +12,7 @@ struct RowSums {
 
 // The sums of a chunk's (x - pivot) and (x - pivot)^2, which become its mean and m2. The pivot of a channel is the
 // chunk's first element of it.
-struct MomentsTerms {
+struct MomentSums {
     static constexpr Access access[roles] = {Access::read, Access::none, Access::none};
 
     const Stages& stages;
@@ -20,7 +20,7 @@ struct MomentsTerms {
     const char* first;  // x at the start of the chunk
     const double n;     // how many values are behind each sum
 
-    MomentsTerms(const Stages& stages, int64_t g, int64_t k) noexcept;
+    MomentSums(const Stages& stages, int64_t g, int64_t k) noexcept;
 
     const void* around(int64_t c) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
@@ -38,13 +38,13 @@ struct MomentsTerms {
 };
 
 // The sums of a chunk's dy and dy * (x - mean).
-struct GradientTerms {
+struct GradientSums {
     static constexpr Access access[roles] = {Access::read, Access::read, Access::none};
 
     const Stages& stages;
     const double* means;  // of the group
 
-    GradientTerms(const Stages& stages_, int64_t g, int64_t) noexcept
+    GradientSums(const Stages& stages_, int64_t g, int64_t) noexcept
         : stages(stages_), means(stages_.memory.mean + g * stages_.box.channels()) {}
 
     const void* around(int64_t c) const noexcept { return means + c; }
@@ -61,6 +61,10 @@ struct GradientTerms {
     }
     void finish(const void*, int64_t, int64_t, double*, double*) const noexcept {}
 };
+
+// A chunk of some channels, into its slots.
+template <class Terms>
+void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept;
 
 // Adds up n values, always in the same order.
 double total(const double* values, int64_t n) noexcept;

@@ -1,4 +1,4 @@
-// The stages of a call, each over one chunk or one range of channels: reduce -> merge -> coefficients -> apply.
+// The stages of a call: reduce (reduce.hpp) -> merge -> coefficients -> apply (apply.hpp).
 #pragma once
 
 #include "memory.hpp"
@@ -13,13 +13,6 @@ struct Stages {
     const Memory& memory;
     bool stream;  // whether outputs are written past the caches
 
-    // A tile is read again at once, to unpack it.
-    bool streams() const noexcept { return stream && box.operand[role_out].direct; }
-
-    // reduce.cpp: a chunk's mean and m2, or its gradient sums, into its slots.
-    void reduce_moments(int64_t g, int64_t k, Range channels, int worker) const noexcept;
-    void reduce_gradients(int64_t g, int64_t k, Range channels, int worker) const noexcept;
-
     // merge.cpp: all chunks' slots, in order, into memory.mean and memory.spread (then m2), or sum_dy and sum_dy_xmu.
     void merge_moments(int64_t g, Range channels) const noexcept;
     void merge_gradients(int64_t g, Range channels) const noexcept;
@@ -32,11 +25,6 @@ struct Stages {
     void input_grad_coefficients(int64_t g, Range channels, const Column& gamma, const Column& count) const noexcept;
     // For constant statistics: dx = gamma * inv_std * dy.
     void scale_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept;
-
-    // apply.cpp
-    void normalize(int64_t g, int64_t k, Range channels, int worker) const noexcept;
-    void input_grad(int64_t g, int64_t k, Range channels, int worker) const noexcept;
-    void scale(int64_t g, int64_t k, Range channels, int worker) const noexcept;
 };
 
 }  // namespace batchnorm

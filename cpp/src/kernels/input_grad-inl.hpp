@@ -19,7 +19,12 @@ void input_grad_rows(const InputGradArgs& args) noexcept {
         const T* dy = row_at<T>(args.dy, args.dy_stride, row);
         const T* x = row_at<T>(args.x, args.x_stride, row);
         const RowWriter<T, stream> dx{row_at<T>(args.dx, args.dx_stride, row)};
+        const bool goes_on = row + row_distance < args.rows;
         const auto step = [&](int64_t i, int64_t channel, auto... left) {
+            if (goes_on) {
+                prefetch(reinterpret_cast<const char*>(dy + i) + args.dy_stride * row_distance);
+                prefetch(reinterpret_cast<const char*>(x + i) + args.x_stride * row_distance);
+            }
             const Vec<T> xhat = (Vec<T>::load(x + i, left...) - hi.at(channel, left...)) * inv_std.at(channel, left...);
             const Vec<T> u = Vec<T>::load(dy + i, left...) - dy_hi.at(channel, left...);
             dx.write(fma(a.at(channel, left...), u, fma(b.at(channel, left...), xhat, c.at(channel, left...))), i,
@@ -31,7 +36,7 @@ void input_grad_rows(const InputGradArgs& args) noexcept {
 
 template <class T, Pattern pattern>
 void input_grad(const InputGradArgs& args) noexcept {
-    if (args.stream && worth_streaming<T>(args.dx, args.dx_stride, args.n))
+    if (args.stream)
         input_grad_rows<T, pattern, true>(args);
     else
         input_grad_rows<T, pattern, false>(args);

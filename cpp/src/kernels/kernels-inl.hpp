@@ -3,6 +3,7 @@
 // function compiled without them, would crash older processors.
 #pragma once
 
+#include "expand-inl.hpp"
 #include "grad_sums-inl.hpp"
 #include "input_grad-inl.hpp"
 #include "moments-inl.hpp"
@@ -19,6 +20,7 @@ constexpr batchnorm::kernels::TypeKernels type_kernels = {
     grad_sums_lane<T>,
     {normalize<T, Pattern::row>, normalize<T, Pattern::lane>},
     {input_grad<T, Pattern::row>, input_grad<T, Pattern::lane>},
+    expand<T>,
     finish_streams,
 };
 

@@ -127,6 +127,9 @@ class RowsAhead {
     int64_t offset_ = 0;
 };
 
+// The writers fetch so many rows ahead.
+constexpr int64_t row_distance = 4;
+
 // How a row is written: through the caches, or past them. The latter needs aligned vectors, which come after a head.
 template <class T, bool stream>
 struct RowWriter {
@@ -147,15 +150,6 @@ struct RowWriter {
     }
     void write(Vec<T> v, int64_t i, int n) const { v.store(row + i, n); }
 };
-
-// Whether rows can be streamed with profit. A line that is written partly by streams and partly through the caches
-// costs more than streaming saves: rows must start and end on vectors, or be so long that their ends do not count.
-template <class T>
-bool worth_streaming(const void* data, int64_t stride, int64_t n) {
-    const auto ends = reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(stride);
-    const int64_t row_bytes = n * static_cast<int64_t>(sizeof(T));
-    return row_bytes >= 4096 ? ends % sizeof(T) == 0 : ends % sizeof(Vec<T>) == 0 && row_bytes % 64 == 0;
-}
 
 // A per-channel value: one for the whole row, or one for each of its elements.
 template <class T, Pattern pattern>

@@ -97,6 +97,8 @@ struct TypeKernels {
     void (*lane_grad_sums)(const LaneGradSumsArgs&) noexcept;
     void (*normalize[2])(const NormalizeArgs&) noexcept;  // by Pattern
     void (*input_grad[2])(const InputGradArgs&) noexcept;
+    // Each of `channels` values `plane` times, to lanes with lane_padding more.
+    void (*expand)(const void* values, std::int64_t channels, std::int64_t plane, void* lanes) noexcept;
     void (*finish_streams)() noexcept;  // after streaming, before another thread may read what was written
 };
 

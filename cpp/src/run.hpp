@@ -1,0 +1,97 @@
+// Going through all of the box, as the plan says.
+#pragma once
+
+#include "alternate.hpp"
+#include "apply.hpp"
+#include "parallel.hpp"
+#include "plan.hpp"
+#include "reduce.hpp"
+
+namespace batchnorm {
+
+struct Run {
+    const Stages& stages;
+    const Plan& plan;
+    const Team& team;
+
+    // reduce, merge(g, channels) and apply.
+    template <class Reduce, class Apply, class Merge>
+    void traverse(const Merge& merge) const noexcept {
+        switch (plan.traversal) {
+            case Traversal::alternate: return each_alternately<Reduce, Apply>(merge);
+            case Traversal::slabs:
+                return each_slab<Reduce>(merge, [&](int64_t g, Range channels, int worker) {
+                    each_chunk([&](int64_t k) { batchnorm::apply<Apply>(stages, g, k, channels, worker); });
+                });
+            case Traversal::two_passes: reduce<Reduce>(merge); return apply<Apply>();
+        }
+    }
+
+    template <class Reduce, class Merge>
+    void reduce(const Merge& merge) const noexcept {
+        if (plan.traversal != Traversal::two_passes) return each_slab<Reduce>(merge, [](int64_t, Range, int) {});
+        each_piece([&](int64_t g, int64_t k, Range channels, int worker) {
+            batchnorm::reduce<Reduce>(stages, g, k, channels, worker);
+        });
+        each_block(merge_block, [&](int64_t g, Range channels, int) { merge(g, channels); });
+    }
+
+    template <class Apply>
+    void apply() const noexcept {
+        each_piece([&](int64_t g, int64_t k, Range channels, int worker) {
+            batchnorm::apply<Apply>(stages, g, k, channels, worker);
+        });
+    }
+
+    // body(g, channels, worker) for every block of channels.
+    template <class Body>
+    void each_block(int64_t block, const Body& body) const noexcept {
+        const int64_t blocks = count_blocks(block);
+        parallel_for(team, stages.box.groups() * blocks,
+                     [&](int64_t task, int worker) { body(task / blocks, block_range(task % blocks, block), worker); });
+    }
+
+  private:
+    // Channels that one task merges: whole cache lines of slots.
+    static constexpr int64_t merge_block = 64;
+
+    // body(k) for every chunk.
+    template <class Body>
+    void each_chunk(const Body& body) const noexcept {
+        for (int64_t k = 0; k < stages.chunks.count(); ++k) body(k);
+    }
+
+    // body(g, k, channels, worker) for every chunk of every block of channels, in memory order.
+    template <class Body>
+    void each_piece(const Body& body) const noexcept {
+        const int64_t blocks = count_blocks(plan.channel_block), chunks = stages.chunks.count();
+        parallel_for(team, stages.box.groups() * chunks * blocks, [&](int64_t task, int worker) {
+            const int64_t g = task / (chunks * blocks), k = task / blocks % chunks;
+            body(g, k, block_range(task % blocks, plan.channel_block), worker);
+        });
+    }
+
+    // Block by block: reduce, merge and then(g, channels, worker).
+    template <class Reduce, class Merge, class Then>
+    void each_slab(const Merge& merge, const Then& then) const noexcept {
+        each_block(plan.channel_block, [&](int64_t g, Range channels, int worker) {
+            each_chunk([&](int64_t k) { batchnorm::reduce<Reduce>(stages, g, k, channels, worker); });
+            merge(g, channels);
+            then(g, channels, worker);
+        });
+    }
+
+    template <class Reduce, class Apply, class Merge>
+    void each_alternately(const Merge& merge) const noexcept {
+        parallel_ranges(team, stages.box.groups() * count_blocks(plan.channel_block),
+                        [&](Range slabs, int) { alternate<Reduce, Apply>(stages, plan.channel_block, slabs, merge); });
+    }
+
+    int64_t count_blocks(int64_t block) const noexcept { return (stages.box.channels() + block - 1) / block; }
+    Range block_range(int64_t i, int64_t block) const noexcept {
+        const int64_t begin = i * block, end = begin + block;
+        return {begin, end < stages.box.channels() ? end : stages.box.channels()};
+    }
+};
+
+}  // namespace batchnorm
