@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from .arrays import EPS, Array, Problem
@@ -53,8 +51,8 @@ def check_against(problem: Problem, contestant: str, results: Results, expected:
     """Raise ArithmeticError where another library's results are not batchnorm's."""
     if results.keys() != expected.keys():
         raise ArithmeticError(f"{contestant} returned {sorted(results)}, expected {sorted(expected)}")
-    # Others' sums are of the data's own type, so that the statistics behind y and dx lose digits as counts grow.
-    growth = 1 + math.sqrt(_count(problem)) / 300
+    # Others sum in the data's own type, oneDNN one value after the other: what they find loses digits as counts grow.
+    growth = 1 + _count(problem) / 50_000
     for name, want in expected.items():
         allowed = _PEERS[problem.x.dtype.name] * growth * _unit(problem, want)
         _compare(contestant, name, results[name], want, allowed)

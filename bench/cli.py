@@ -87,7 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
         if not chosen_cases(settings):
             print("no case matches: --case takes part of a shape, such as 32x64x56x56, or of a network's name")
             return 2
-        found = _measure(settings, arguments)
+        found = {"settings": asdict(settings), "machine": {}, "notes": [], "rows": [], "steps": []}
+        try:
+            _measure(settings, arguments, found)
+        except KeyboardInterrupt:
+            print("interrupted: what follows is of what there is")
     print(summary(found))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found) + "\n", encoding="utf-8")
@@ -117,8 +121,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def _measure(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
-    found: dict[str, Any] = {"settings": asdict(settings), "machine": {}, "notes": [], "rows": [], "steps": []}
+def _measure(settings: Settings, arguments: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Fill found, and print its rows as they come."""
     if arguments.step:
         parts: list[tuple[str, Pages]] = [("step", "fresh")]
         total = step_count(settings)
@@ -148,7 +152,6 @@ def _measure(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any
                     found["steps"].append(value)
                     progress.write(step_line(value))
                     progress.step()
-    return found
 
 
 def _work(part: str, pages: Pages, settings: Settings) -> Iterator[tuple[str, Any]]:

@@ -111,6 +111,8 @@ def _checked_libraries(job: Job, problem: Problem, peers: list[Peer], emit: Emit
                 contestants.append(contestant)
         except UnavailableError as reason:
             emit("note", str(reason))
+        except ArithmeticError as error:
+            emit("note", f"not timed: {job.case.shape} {job.dtype}, {job.task}, channels {job.layout}: {error}")
     return contestants
 
 

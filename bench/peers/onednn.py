@@ -113,7 +113,10 @@ def _driver() -> ctypes.CDLL:
                 (line for line in done.stderr.splitlines() if "dnnl.hpp" in line), "its driver does not compile"
             )
             raise UnavailableError(f"oneDNN is skipped: {reason.rpartition('error: ')[2]}")
-        driver = ctypes.CDLL(str(library))  # stays loaded when the file is gone
+        try:
+            driver = ctypes.CDLL(str(library))  # stays loaded when the file is gone
+        except OSError:
+            raise UnavailableError("oneDNN is skipped: its driver does not load") from None
     driver.onednn_version.restype = ctypes.c_char_p
     driver.onednn_prepare.restype = ctypes.c_void_p
     driver.onednn_prepare.argtypes = [
