@@ -1,8 +1,8 @@
 """What the traffic of each task is at least, and what is to be reached, in copies of the tensor.
 
 A copy reads x once and writes y once. Inference is that. Training forward is that too, channels first, if a channel
-stays in cache between its two readings; channels last, all of x is read before anything is written: 1.5. Backward reads
-dy and x and writes dx, 1.5, and reads both twice channels last, 2.5.
+stays in cache between its two readings; channels last, or where one channel is larger than all caches, all of x is read
+before anything is written: 1.5. Backward reads dy and x and writes dx, 1.5, or reads both twice, 2.5.
 """
 
 from __future__ import annotations
@@ -12,19 +12,25 @@ from .cases import Layout, Task
 WORST = 1.35  # no single large case may be above so many times its goal
 
 
-def floor(task: Task, layout: Layout) -> float:
+def is_read_once(task: Task, layout: Layout, channel_bytes: int, cache: int) -> bool:
+    """Whether what statistics were taken of can still be in cache when it is read again; inference takes none."""
+    operands = 2 if task == "backward" else 1
+    return layout == "first" and operands * channel_bytes <= cache
+
+
+def floor(task: Task, read_once: bool) -> float:
     """The least traffic, in copies."""
-    if task == "inference":
-        return 1.0
-    return {"forward": 1.0, "backward": 1.5}[task] if layout == "first" else {"forward": 1.5, "backward": 2.5}[task]
+    once = {"forward": 1.0, "inference": 1.0, "backward": 1.5}[task]
+    twice = {"forward": 1.5, "inference": 1.0, "backward": 2.5}[task]
+    return once if read_once else twice
 
 
-def goal(task: Task, layout: Layout, plane: int) -> tuple[float, str]:
+def goal(task: Task, read_once: bool, plane: int) -> tuple[float, str]:
     """The time to reach, in copies, and the group of cases that have this goal."""
     if task == "inference":
         return 1.05, "inference"
-    if layout == "last":
-        return (1.60, "forward, channels-last") if task == "forward" else (2.50, "backward, channels-last")
+    if not read_once:
+        return (1.60 if task == "forward" else 2.50), f"{task}, channels-last"
     if task == "forward":
         if plane < 100:
             return 1.60, "forward, channels-first, planes below 100"

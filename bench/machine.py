@@ -30,6 +30,16 @@ def last_level_cache() -> int:
     return max(caches().values(), default=32 << 20)
 
 
+def holder(count: int, threads: int) -> str:
+    """The least cache that holds so many bytes, as "L2", or "memory". The last one is shared, each thread has the others."""
+    sizes = caches()
+    last = max(sizes, default="")
+    for name, size in sorted(sizes.items()):
+        if count <= size * (1 if name == last else threads):
+            return name
+    return "memory"
+
+
 def processor() -> str:
     """The processor's name."""
     lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""

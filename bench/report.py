@@ -26,6 +26,7 @@ _AHEAD = {
     ("inference", "last"): 1.1,
 }
 STEP_AHEAD = 3.0
+SMALL_CALL = 3.0  # microseconds
 
 
 class Table:
@@ -107,7 +108,8 @@ def summary(found: Row) -> str:
         *_against_pytorch([row for row in rows if row["pages"] == "fresh"], "as users get it, with fresh pages"),
         *_behind(kept, "PyTorch", "interquartile range wholly behind PyTorch", 2),
         *_behind(kept, "oneDNN", "median behind oneDNN in a plain layout", 1),
-        *_goals(kept),
+        *_goals(_float32_with_all_threads(kept)),
+        *_in_caches(_float32_with_all_threads(kept)),
         *_steps(steps),
         *_disturbed(rows),
         *(f"note: {note}" for note in found["notes"]),
@@ -149,30 +151,62 @@ def _behind(rows: list[Row], peer: str, what: str, quartile: int) -> list[str]:
 
 
 def _goals(rows: list[Row]) -> list[str]:
-    """The table of goals: float32, all threads, tensors beyond the last-level cache."""
-    threads = max((row["threads"] for row in rows), default=0)
+    """The table of goals: float32, all threads, tensors beyond the last-level cache, and 7x7 planes of any size."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if row["large"] and row["dtype"] == "float32" and row["threads"] == threads:
+        if row["large"]:
             groups[row["group"]].append(row)
+        if row["case"].endswith("x7x7") and row["group"].startswith("forward, channels-first"):
+            groups["forward, channels-first, 7x7 planes, in cache or not"].append(row)
     if not groups:
         return []
     lines = ["Large tensors (beyond the last-level cache), float32, all threads, in copies:"]
     for group, members in groups.items():
-        medians = [row["ratios"]["batchnorm/copy"][1] for row in members]
+        medians = _medians(members)
         middle, aim = statistics.median(medians), members[0]["goal"]
         lines.append(
             f"  {group:52} {middle:5.2f}  (goal {aim:.2f}: {_reached(middle <= aim)}; {len(members)} cases from "
             f"{min(medians):.2f} to {max(medians):.2f})"
         )
-    above = [
-        row
-        for members in groups.values()
-        for row in members
-        if row["ratios"]["batchnorm/copy"][1] > WORST * row["goal"]
-    ]
+    above = [row for row in rows if row["large"] and row["ratios"]["batchnorm/copy"][1] > WORST * row["goal"]]
     lines.append(f"  above {WORST} times the goal: {len(above)} rows")
     return lines + [f"    {_name(row)}: {_with_quartiles(row['ratios']['batchnorm/copy']).strip()}" for row in above]
+
+
+def _in_caches(rows: list[Row]) -> list[str]:
+    """The rest: what caches hold, whose calls cost more than their traffic."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["fits"] != "memory":
+            groups[row["fits"], row["task"], row["layout"]].append(row)
+    if not groups:
+        return []
+    lines = ["Smaller tensors, by the cache that holds x and y, float32, all threads, in copies:"]
+    for (fits, task, layout), members in sorted(groups.items()):
+        medians = _medians(members)
+        lines.append(
+            f"  {fits} {task:10} {LAYOUT_NAMES[layout]:15} {statistics.median(medians):5.2f}  "
+            f"({len(members)} cases from {min(medians):.2f} to {max(medians):.2f})"
+        )
+    lines.append(f"Calls on what L1 holds, in microseconds (goal {SMALL_CALL}):")
+    for row in rows:
+        if row["fits"] == "L1":
+            times = {name: 1e6 * statistics.median(row["seconds"][name]) for name in row["seconds"]}
+            peers = ", ".join(f"{name} {times[name]:.1f}" for name in _SHOWN if name in times)
+            lines.append(
+                f"  {row['case']:10} {row['task']:10} {LAYOUT_NAMES[row['layout']]:15} "
+                f"{times['batchnorm']:5.2f}  ({peers})"
+            )
+    return lines
+
+
+def _medians(rows: list[Row]) -> list[float]:
+    return [row["ratios"]["batchnorm/copy"][1] for row in rows]
+
+
+def _float32_with_all_threads(rows: list[Row]) -> list[Row]:
+    threads = max((row["threads"] for row in rows), default=0)
+    return [row for row in rows if row["dtype"] == "float32" and row["threads"] == threads]
 
 
 def _steps(steps: list[Row]) -> list[str]:

@@ -17,7 +17,7 @@ from .cases import Case, Job, Pages, Settings, jobs
 from .check import check_against, check_against_reference, check_copy
 from .contestant import Contestant, Peer, UnavailableError
 from .copies import Copies
-from .goals import floor, goal
+from .goals import floor, goal, is_read_once
 from .measure import fastest, quartiles_of_ratios, rounded, take_turns
 from .others import BUSY, Others, wait_until_quiet
 from .peers import load
@@ -62,7 +62,9 @@ def _measure(
     ratios = {f"{name}/copy": quartiles_of_ratios(seconds[name], seconds[copy]) for name in libraries}
     for name in libraries[1:]:
         ratios[f"{name}/{ours.NAME}"] = quartiles_of_ratios(seconds[name], seconds[ours.NAME])
-    aim, group = goal(job.task, job.layout, job.case.plane)
+    channel = problem.x.nbytes // job.case.c
+    read_once = is_read_once(job.task, job.layout, channel, machine.last_level_cache())
+    aim, group = goal(job.task, read_once, job.case.plane)
     return {
         "case": job.case.shape,
         "networks": job.case.networks,
@@ -71,8 +73,9 @@ def _measure(
         "task": job.task,
         "threads": job.threads,
         "bytes": problem.x.nbytes,
+        "fits": machine.holder(2 * problem.x.nbytes, job.threads),
         "large": not in_cache,
-        "floor": floor(job.task, job.layout),
+        "floor": floor(job.task, read_once),
         "goal": aim,
         "group": group,
         "copy": copy,

@@ -81,11 +81,20 @@ def test_filters():
 
 def test_goals_are_at_or_above_the_floor():
     for job in jobs(ALL, "kept"):
-        assert goals.goal(job.task, job.layout, job.case.plane)[0] >= goals.floor(job.task, job.layout)
-    assert goals.goal("forward", "first", 7 * 7)[0] == 1.6
-    assert goals.goal("forward", "first", 28 * 28)[0] == 1.15
-    assert goals.goal("forward", "first", 56 * 56)[0] == 1.25
-    assert [goals.goal("backward", "first", side * side)[0] for side in (28, 56, 112)] == [1.65, 1.8, 2.0]
+        for read_once in (True, False):
+            aim, _ = goals.goal(job.task, read_once, job.case.plane)
+            assert aim >= goals.floor(job.task, read_once)
+    assert [goals.goal("forward", True, side * side)[0] for side in (7, 14, 28, 56)] == [1.6, 1.15, 1.15, 1.25]
+    assert [goals.goal("backward", True, side * side)[0] for side in (28, 56, 112)] == [1.65, 1.8, 2.0]
+    assert [goals.goal(task, False, 28 * 28)[0] for task in ("forward", "backward")] == [1.6, 2.5]
+
+
+def test_a_channel_that_no_cache_holds_is_read_twice():
+    assert goals.is_read_once("forward", "first", 10, cache=10)
+    assert not goals.is_read_once("forward", "first", 11, cache=10)
+    assert not goals.is_read_once("backward", "first", 6, cache=10)
+    assert not goals.is_read_once("forward", "last", 1, cache=10)
+    assert goals.floor("inference", True) == goals.floor("inference", False) == 1
 
 
 # -------------------------------------------------------------------------------------------------------- arithmetic
@@ -119,7 +128,7 @@ def test_turns(monkeypatch, in_cache):
 def row(**changes):
     base = {
         "case": "32x64x56x56", "networks": ["a"], "dtype": "float32", "layout": "first", "task": "forward",
-        "threads": 2, "pages": "kept", "bytes": 10**8, "large": True, "floor": 1.0, "goal": 1.25,
+        "threads": 2, "pages": "kept", "bytes": 10**8, "large": True, "fits": "memory", "floor": 1.0, "goal": 1.25,
         "group": "forward, first", "copy": "plain", "others": 0.0, "seconds": {},
         "ratios": {
             "batchnorm/copy": [1.1, 1.2, 1.3], "PyTorch/copy": [5, 6, 7], "oneDNN/copy": [5, 6, 7],
@@ -155,6 +164,13 @@ def test_summary_of_goals_is_about_large_float32_tensors_with_all_threads():
     others = [row(ratios=slow, large=False), row(ratios=slow, threads=1), row(ratios=slow, dtype="float64")]
     assert "above 1.35 times the goal: 0" in summary_of(row(), *others)
     assert "above 1.35 times the goal: 1" in summary_of(row(), row(ratios=slow))
+
+
+def test_summary_of_small_tensors():
+    seconds = {"batchnorm": [2e-6], "PyTorch": [2e-5]}
+    text = summary_of(row(), row(large=False, fits="L1", seconds=seconds), row(large=False, fits="L2"))
+    assert "in microseconds (goal 3.0)" in text
+    assert " 2.00  (PyTorch 20.0)" in text
 
 
 def test_table():
