@@ -57,7 +57,7 @@ def reserve_pages(case: Case, dtype: str) -> None:
 
     Else results of libraries that take no output would now and then grow the heap within a timed call.
     """
-    tensors = [aligned(case.size, dtype, 0) for _ in range(4)]
+    tensors = [aligned(case.size, dtype, 0) for _ in range(8)]
     del tensors
 
 

@@ -29,8 +29,9 @@ PyTorch's backward takes no output. Its rows are measured twice: in a process wh
 one as users have it, where page faults come on top.
 """
 
-# glibc's allocator then never gives memory back: the next array of a size lies in pages that exist already.
-_KEPT_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+# glibc's allocator then never gives memory back: the next array of a size lies in pages that exist already. One arena,
+# since those of other threads are given back whatever the threshold.
+_KEPT_PAGES = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ def last_level_cache() -> int:
 
 
 def holder(count: int, threads: int) -> str:
-    """The least cache that holds so many bytes, as "L2", or "memory". The last one is shared, each thread has the others."""
+    """The least cache that holds so many bytes, as "L2", or "memory". Threads share the last one alone."""
     sizes = caches()
     last = max(sizes, default="")
     for name, size in sorted(sizes.items()):
