@@ -81,6 +81,11 @@ struct Call {
         return own;
     }
 
+    void execute() {
+        primitive.execute(stream, arguments);
+        stream.wait();
+    }
+
     void copy(memory& from, memory& to) {
         dnnl::reorder(from, to).execute(stream, from, to);
         stream.wait();
@@ -115,6 +120,8 @@ EXPORTED void* onednn_prepare(int task, int layout, int plain, int rank, const s
     Arguments& arguments = call->arguments;
     arguments[DNNL_ARG_SRC] = call->operand(user, data, arrays->x, true);
     arguments[DNNL_ARG_SCALE] = vector_of(c, arrays->gamma);
+    // Backward has no use for it, but version 2 asks for it.
+    if (task != backward || DNNL_VERSION_MAJOR < 3) arguments[DNNL_ARG_SHIFT] = vector_of(c, arrays->beta);
     arguments[DNNL_ARG_MEAN] = vector_of(c, arrays->mean);
     arguments[DNNL_ARG_VARIANCE] = vector_of(c, arrays->var);
     call->plain_out = memory(user, cpu(), arrays->out);
@@ -127,20 +134,16 @@ EXPORTED void* onednn_prepare(int task, int layout, int plain, int rank, const s
         call->primitive = Backward(backward_descriptor(data, eps));
     } else {
         arguments[DNNL_ARG_DST] = call->out;
-        arguments[DNNL_ARG_SHIFT] = vector_of(c, arrays->beta);
         call->primitive = Forward(forward_descriptor(static_cast<Task>(task), data, eps));
     }
+    call->execute();  // once here, where it may throw
     return call.release();
 } catch (const std::exception& error) {
     std::snprintf(message, message_size, "%s", error.what());
     return nullptr;
 }
 
-EXPORTED void onednn_run(void* prepared) {
-    auto* call = static_cast<Call*>(prepared);
-    call->primitive.execute(call->stream, call->arguments);
-    call->stream.wait();
-}
+EXPORTED void onednn_run(void* prepared) { static_cast<Call*>(prepared)->execute(); }
 
 // The output as the user's array has it; nothing to do in a plain layout.
 EXPORTED void onednn_fetch(void* prepared) {

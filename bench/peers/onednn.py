@@ -115,8 +115,9 @@ def _driver() -> ctypes.CDLL:
             raise UnavailableError(f"oneDNN is skipped: {reason.rpartition('error: ')[2]}")
         try:
             driver = ctypes.CDLL(str(library))  # stays loaded when the file is gone
-        except OSError:
-            raise UnavailableError("oneDNN is skipped: its driver does not load") from None
+        except OSError as error:
+            reason = str(error).rpartition("/")[2]  # without the folder
+            raise UnavailableError(f"oneDNN is skipped: its driver does not load: {reason}") from None
     driver.onednn_version.restype = ctypes.c_char_p
     driver.onednn_prepare.restype = ctypes.c_void_p
     driver.onednn_prepare.argtypes = [
