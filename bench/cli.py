@@ -34,6 +34,10 @@ one as users have it, where page faults come on top.
 _KEPT_PAGES = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
 
+class WorkerError(Exception):
+    """The process that measures has failed; what it said went to standard error."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m batchnorm bench``."""
     parser.description = DESCRIPTION
@@ -76,6 +80,7 @@ def _positive(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report; the exit status."""
+    failed = False
     if arguments.earlier is not None:
         found: dict[str, Any] = json.loads(arguments.earlier.read_text(encoding="utf-8"))
         table = Table()
@@ -91,14 +96,15 @@ def run(arguments: argparse.Namespace) -> int:
         found = {"settings": asdict(settings), "machine": {}, "notes": [], "rows": [], "steps": []}
         try:
             _measure(settings, arguments, found)
-        except KeyboardInterrupt:
-            print("interrupted: what follows is of what there is")
+        except (KeyboardInterrupt, WorkerError) as stop:
+            failed = True
+            print(f"{str(stop) or 'interrupted'}; what follows is of the rows above")
     print(summary(found))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found) + "\n", encoding="utf-8")
     if arguments.png is not None:
-        return _draw(found, arguments.png)
-    return 0
+        failed |= not _draw(found, arguments.png)
+    return 1 if failed else 0
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -170,14 +176,14 @@ def _work(part: str, pages: Pages, settings: Settings) -> Iterator[tuple[str, An
         for line in worker.stdout:
             yield from json.loads(line).items()
     if worker.returncode:
-        raise SystemExit(f"the benchmark's process ended with status {worker.returncode}; what it said is above")
+        raise WorkerError(f"the process that measures ended with status {worker.returncode}")
 
 
-def _draw(found: dict[str, Any], file: Path) -> int:
+def _draw(found: dict[str, Any], file: Path) -> bool:
     try:
         from .picture import draw
     except ImportError as error:
         print(f"no picture: {error}; pip install batchnorm[bench]")
-        return 1
+        return False
     draw(found, file)
-    return 0
+    return True

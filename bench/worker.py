@@ -139,10 +139,15 @@ def main() -> None:
     order = json.load(sys.stdin)
     settings = Settings(**order["settings"])
     emit("machine", machine.describe())
-    if order["part"] == "step":
-        step.measure_steps(settings, emit)
-    else:
-        measure_functions(settings, order["pages"], emit)
+    try:
+        if order["part"] == "step":
+            step.measure_steps(settings, emit)
+        else:
+            measure_functions(settings, order["pages"], emit)
+    except UnavailableError as reason:
+        emit("note", str(reason))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

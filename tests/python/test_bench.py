@@ -309,6 +309,21 @@ def test_missing_peers_are_skipped(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "pytorch is skipped: no torch here" in done.stdout
     assert "jax is skipped: no jax here" in done.stdout
+    done = bench("--step", "--case=32x512x7x7", PYTHONPATH=str(hidden))
+    assert done.returncode == 0, done.stderr
+    assert "--step compares with PyTorch: no torch here" in done.stdout
+
+
+def test_a_failure_keeps_what_was_measured(tmp_path):
+    """The rows before it are reported and written."""
+    hidden = tmp_path / "torch.py"
+    hidden.write_text("raise ArithmeticError('planted')")
+    file = tmp_path / "found.json"
+    done = bench("--case=32x16", "--peers=pytorch", f"--json={file}", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "planted" in done.stderr
+    assert "ended with status 1" in done.stdout
+    assert json.loads(file.read_text(encoding="utf-8"))["rows"] == []
 
 
 def test_step(tmp_path):
