@@ -42,7 +42,7 @@ def with_pytorch(x: np.ndarray, dy: np.ndarray, axis: int) -> tuple[np.ndarray, 
         return torch.from_numpy(array if axis == 1 else array.transpose(0, 3, 1, 2))
 
     def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-        return tensor.numpy() if axis == 1 else tensor.numpy().transpose(0, 2, 3, 1)
+        return np.asarray(tensor if axis == 1 else tensor.permute(0, 2, 3, 1))
 
     leaf = to_torch(x).requires_grad_()
     y = torch.nn.functional.batch_norm(leaf, None, None, training=True, eps=EPS)
@@ -55,16 +55,12 @@ def main() -> None:
     print("| input | layout | y: batchnorm | y: PyTorch | dx: batchnorm | dx: PyTorch |\n|---|---|---|---|---|---|")
     for name, (x, dy) in CASES.items():
         for layout, axis in (("NCHW", 1), ("NHWC", -1)):
-            arrays = [
-                np.ascontiguousarray(np.moveaxis(a.astype(np.float32), 1, axis)) if axis == -1 else a.astype(np.float32)
-                for a in (x, dy)
-            ]
-            exact = reference(*(np.moveaxis(a, axis, 1) for a in arrays))
+            x_there, dy_there = (np.ascontiguousarray(np.moveaxis(a.astype(np.float32), 1, axis)) for a in (x, dy))
+            exact = reference(np.moveaxis(x_there, axis, 1), np.moveaxis(dy_there, axis, 1))
+            found = with_batchnorm(x_there, dy_there, axis), with_pytorch(x_there, dy_there, axis)
             errors = [
                 float(abs(np.moveaxis(result, axis, 1) - want).max() / abs(want).max())
-                for want, results in zip(
-                    exact, zip(with_batchnorm(*arrays, axis), with_pytorch(*arrays, axis), strict=True), strict=True
-                )
+                for want, results in zip(exact, zip(*found, strict=True), strict=True)
                 for result in results
             ]
             print(f"| {name} | {layout} | " + " | ".join(f"{error:.0e}" for error in errors) + " |")

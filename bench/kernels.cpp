@@ -1,0 +1,182 @@
+// The kernels alone, on one thread: each instruction set, type, pattern and kernel, on data of three sizes, beside
+// reading or copying as many bytes.
+//
+//     bench_kernels [--quick]
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "isa.hpp"
+
+namespace {
+
+using namespace batchnorm::kernels;
+using batchnorm::Isa;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t row_size = 1024;  // elements of a channel in a row, channels first
+constexpr std::size_t channels = 256;   // channels last
+
+struct Size {
+    const char* name;
+    std::size_t bytes;  // of each operand
+};
+constexpr Size sizes[] = {{"L1", 8 << 10}, {"L2", 256 << 10}, {"memory", 128 << 20}};
+
+// Memory at a distance from a page boundary that no other operand has.
+class Operand {
+  public:
+    Operand(std::size_t bytes, std::size_t offset) : memory_(bytes + 8192) {
+        void* start = memory_.data();
+        std::size_t space = memory_.size();
+        std::align(4096, bytes + offset, start, space);
+        data_ = static_cast<char*>(start) + offset;
+    }
+    char* data() const { return data_; }
+
+  private:
+    std::vector<char> memory_;
+    char* data_;
+};
+
+template <class T>
+void fill(const Operand& operand, std::size_t bytes) {
+    auto* values = reinterpret_cast<T*>(operand.data());
+    std::uint32_t state = 1;
+    for (std::size_t i = 0; i < bytes / sizeof(T); ++i) {
+        state = state * 1664525 + 1013904223;
+        values[i] = static_cast<T>(state >> 8) / static_cast<T>(1 << 23) - 1;
+    }
+}
+
+struct Operands {
+    explicit Operands(std::size_t bytes) : x(bytes, 0), dy(bytes, 21 * 64), out(bytes, 43 * 64) {}
+    Operand x, dy, out;
+};
+
+// Reading as the processor can at best: every vector counts, and little is computed.
+#if defined(__x86_64__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+void read(const char* from, std::size_t bytes) {
+    using Line = std::int64_t __attribute__((vector_size(64)));
+    const auto* lines = reinterpret_cast<const Line*>(from);
+    Line even = {}, odd = {};
+    for (std::size_t i = 0; i < bytes / sizeof(Line); i += 2) {
+        even ^= lines[i];
+        odd ^= lines[i + 1];
+    }
+    even ^= odd;
+    asm volatile("" : : "m"(even));
+}
+
+// The fewest seconds of a call out of several measurements, each of them long enough for the clock.
+template <class Call>
+double seconds(const Call& call, bool quick) {
+    const double enough = quick ? 0 : 2e-3;
+    long repeats = 1;
+    double best = 1e9;
+    for (int measurement = 0; measurement < (quick ? 1 : 12); ++measurement) {
+        const auto start = Clock::now();
+        for (long i = 0; i < repeats; ++i) call();
+        const double taken = std::chrono::duration<double>(Clock::now() - start).count();
+        best = std::min(best, taken / static_cast<double>(repeats));
+        if (taken < enough)
+            repeats = static_cast<long>(static_cast<double>(repeats) * std::min(enough / taken + 1, 100.0));
+    }
+    return best;
+}
+
+struct Result {
+    const char* kernel;
+    double seconds;
+    int read, written;  // operands
+};
+
+// Per-channel values, one for each lane and as many more as the kernels may read.
+template <class T>
+std::vector<T> per_channel(double value) {
+    return std::vector<T>(channels + static_cast<std::size_t>(lane_padding), static_cast<T>(value));
+}
+
+template <class T>
+std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, const Operands& data, std::size_t bytes,
+                                 bool quick) {
+    const std::size_t n = pattern == row ? row_size : channels;
+    const auto count = static_cast<std::int64_t>(n), rows = static_cast<std::int64_t>(bytes / sizeof(T) / n);
+    const auto stride = static_cast<std::int64_t>(n * sizeof(T));
+    const auto zero = per_channel<T>(0), one = per_channel<T>(1), small = per_channel<T>(0.25);
+    const auto mean = per_channel<double>(0.125);
+    std::vector<double> sums(std::max(n, std::size_t{row_accumulators})), more(sums.size());
+
+    const MomentsArgs moments{data.x.data(), stride, rows, count, zero.data(), sums.data(), more.data()};
+    const GradSumsArgs grad_sums{data.dy.data(), stride,      data.x.data(), stride,     rows,
+                                 count,          mean.data(), sums.data(),   more.data()};
+    NormalizeArgs normalize{data.x.data(), stride,     data.out.data(), stride, rows, count,
+                            small.data(),  one.data(), zero.data(),     count,  false};
+    InputGradArgs input_grad{data.dy.data(), stride,      data.x.data(), stride,     data.out.data(), stride,
+                             rows,           count,       small.data(),  one.data(), zero.data(),     one.data(),
+                             small.data(),   zero.data(), count,         false};
+    const auto run_normalize = [&] {
+        kernels.normalize[pattern](normalize);
+        if (normalize.stream) kernels.finish_streams();
+    };
+    const auto run_input_grad = [&] {
+        kernels.input_grad[pattern](input_grad);
+        if (input_grad.stream) kernels.finish_streams();
+    };
+    std::vector<Result> results = {
+        {"moments", seconds([&] { kernels.moments[pattern](moments); }, quick), 1, 0},
+        {"grad_sums", seconds([&] { kernels.grad_sums[pattern](grad_sums); }, quick), 2, 0},
+        {"normalize", seconds(run_normalize, quick), 1, 1},
+        {"input_grad", seconds(run_input_grad, quick), 2, 1},
+    };
+    normalize.stream = input_grad.stream = true;
+    results.push_back({"normalize, streaming", seconds(run_normalize, quick), 1, 1});
+    results.push_back({"input_grad, streaming", seconds(run_input_grad, quick), 2, 1});
+    return results;
+}
+
+template <class T>
+void time_type(const Isa& isa, const TypeKernels& kernels, const char* type, const Size& size, bool quick) {
+    const Operands data(size.bytes);
+    fill<T>(data.x, size.bytes);
+    fill<T>(data.dy, size.bytes);
+    for (const Pattern pattern : {row, lane}) {
+        const double reading = seconds([&] { read(data.x.data(), size.bytes); }, quick);
+        const double copying = seconds([&] { std::memcpy(data.out.data(), data.x.data(), size.bytes); }, quick);
+        const auto bytes = static_cast<double>(size.bytes);
+        for (const Result& result : time_kernels<T>(kernels, pattern, data, size.bytes, quick)) {
+            // A copy reads one operand and writes one; what reads more takes that much longer.
+            const double unit = result.written ? copying + (result.read - 1) * reading : result.read * reading;
+            std::printf("%-7s %-4s %-7s %-5s %-22s %8.1f %8.3f %8.2f\n", isa.name, type, size.name,
+                        pattern == row ? "row" : "lane", result.kernel,
+                        (result.read + result.written) * bytes / result.seconds * 1e-9, result.seconds / bytes * 64e9,
+                        result.seconds / unit);
+        }
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+    std::printf("%-7s %-4s %-7s %-5s %-22s %8s %8s %8s\n", "", "", "", "", "", "", "ns for", "in reads");
+    std::printf("%-7s %-4s %-7s %-5s %-22s %8s %8s %8s\n", "isa", "type", "data in", "", "kernel", "GB/s", "64 bytes",
+                "+ copies");
+    const batchnorm::IsaList built = batchnorm::built_isas();
+    for (int i = 0; i < built.count; ++i) {
+        const Isa& isa = built.isa[i];
+        if (!isa.supported()) continue;
+        for (Size size : sizes) {
+            if (quick) size.bytes = std::min(size.bytes, std::size_t{1} << 20);
+            time_type<float>(isa, isa.table->f32, "f32", size, quick);
+            time_type<double>(isa, isa.table->f64, "f64", size, quick);
+        }
+    }
+}
