@@ -172,7 +172,7 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
         const Column count = load_column(stages.box, moments.count, 1, memory.count);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         const Column shift = load_column(stages.box, beta, 0, memory.beta);
-        run.each_block(stages.box.channels(), [&](int64_t g, Range channels, int) {
+        run.each_statistic(1, [&](int64_t g, Range channels) {
             stages.variance_from_m2(g, channels, count);
             stages.inv_std_from_variance(g, channels, options.eps);
             stages.normalize_coefficients(g, channels, scale, shift);
@@ -205,7 +205,7 @@ Status core::batch_norm_inference(const View& x, const Axes& axes, const Param& 
         load_array(stages.box, var, memory.spread);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         const Column shift = load_column(stages.box, beta, 0, memory.beta);
-        run.each_block(stages.box.channels(), [&](int64_t g, Range channels, int) {
+        run.each_statistic(1, [&](int64_t g, Range channels) {
             stages.inv_std_from_variance(g, channels, options.eps);
             stages.normalize_coefficients(g, channels, scale, shift);
         });
@@ -307,9 +307,8 @@ Status core::input_grad(const View& dy, const View& x, const Axes& axes, const S
         const Column count = load_column(stages.box, sums.count, 1, memory.count);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
         if (!valid.empty()) {
-            run.each_block(stages.box.channels(), [&](int64_t g, Range channels, int) {
-                stages.input_grad_coefficients(g, channels, scale, count);
-            });
+            run.each_statistic(
+                1, [&](int64_t g, Range channels) { stages.input_grad_coefficients(g, channels, scale, count); });
             run.apply<InputGrad>();
         }
         store_param_grads(stages.box, memory, dgamma, dbeta);
@@ -341,8 +340,8 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
         load_array(stages.box, mean, memory.mean);
         load_array(stages.box, var, memory.spread);
         const Column scale = load_column(stages.box, gamma, 1, memory.gamma);
-        run.each_block(stages.box.channels(),
-                       [&](int64_t g, Range channels, int) { stages.inv_std_from_variance(g, channels, options.eps); });
+        run.each_statistic(1,
+                           [&](int64_t g, Range channels) { stages.inv_std_from_variance(g, channels, options.eps); });
         run.traverse<GradientSums, Scale>([&](int64_t g, Range channels) {
             stages.merge_gradients(g, channels);
             stages.scale_coefficients(g, channels, scale);

@@ -3,6 +3,16 @@
 #include "plan.hpp"
 
 namespace batchnorm {
+namespace {
+
+// Bytes after which the next array starts, so that arrays which are walked together do not take each other's place in
+// L1: not at about the same place of a page.
+int64_t apart(int64_t bytes) noexcept {
+    constexpr int64_t page = 4096, apart = 11 * 64;
+    return bytes < page / 4 ? bytes : (bytes + page - apart - 1) / page * page + apart;
+}
+
+}  // namespace
 
 WorkerMemory Memory::take_worker(Arena& arena, const Box& box) noexcept {
     const bool by_lane = box.pattern == Pattern::lane;
@@ -28,7 +38,7 @@ Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, 
     for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
         *column = arena.take<double>(n);
     for (void*& values : coefficients)
-        values = arena.take<char>(box.groups() * coefficient_pitch(box) * item_size(box.dtype));
+        values = arena.take<char>(apart(box.groups() * coefficient_pitch(box) * item_size(box.dtype)));
 
     Arena measure;
     take_worker(measure, box);

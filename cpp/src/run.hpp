@@ -6,6 +6,7 @@
 #include "parallel.hpp"
 #include "plan.hpp"
 #include "reduce.hpp"
+#include "thread_count.hpp"
 
 namespace batchnorm {
 
@@ -33,7 +34,7 @@ struct Run {
         each_piece([&](int64_t g, int64_t k, Range channels, int worker) {
             batchnorm::reduce<Reduce>(stages, g, k, channels, worker);
         });
-        each_block(merge_block, [&](int64_t g, Range channels, int) { merge(g, channels); });
+        each_statistic(stages.chunks.count(), merge);
     }
 
     template <class Apply>
@@ -43,17 +44,25 @@ struct Run {
         });
     }
 
-    // body(g, channels, worker) for every block of channels.
+    // body(g, channels) for all statistics, with as many threads as `work` operations on each of them are worth.
     template <class Body>
-    void each_block(int64_t block, const Body& body) const noexcept {
-        const int64_t blocks = count_blocks(block);
-        parallel_for(team, stages.box.groups() * blocks,
-                     [&](int64_t task, int worker) { body(task / blocks, block_range(task % blocks, block), worker); });
+    void each_statistic(int64_t work, const Body& body) const noexcept {
+        const Team few = smaller_team(team, work * stages.box.statistics());
+        each_block(few, few.threads == 1 ? stages.box.channels() : statistic_block,
+                   [&](int64_t g, Range channels, int) { body(g, channels); });
     }
 
   private:
-    // Channels that one task merges: whole cache lines of slots.
-    static constexpr int64_t merge_block = 64;
+    // Whole cache lines of slots.
+    static constexpr int64_t statistic_block = 64;
+
+    // body(g, channels, worker) for every block of channels.
+    template <class Body>
+    void each_block(const Team& threads, int64_t block, const Body& body) const noexcept {
+        const int64_t blocks = count_blocks(block);
+        parallel_for(threads, stages.box.groups() * blocks,
+                     [&](int64_t task, int worker) { body(task / blocks, block_range(task % blocks, block), worker); });
+    }
 
     // body(k) for every chunk.
     template <class Body>
@@ -74,7 +83,7 @@ struct Run {
     // Block by block: reduce, merge and then(g, channels, worker).
     template <class Reduce, class Merge, class Then>
     void each_slab(const Merge& merge, const Then& then) const noexcept {
-        each_block(plan.channel_block, [&](int64_t g, Range channels, int worker) {
+        each_block(team, plan.channel_block, [&](int64_t g, Range channels, int worker) {
             each_chunk([&](int64_t k) { batchnorm::reduce<Reduce>(stages, g, k, channels, worker); });
             merge(g, channels);
             then(g, channels, worker);

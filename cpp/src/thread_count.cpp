@@ -99,14 +99,21 @@ Status core::set_num_threads(int threads) noexcept {
 
 Team make_team(const Options& options, std::int64_t elements) noexcept {
     Team team;
+    team.executor = options.executor;
     if (options.threads > 0) {
         team.threads = options.threads;
-    } else if (const std::int64_t worth = elements / elements_per_thread; worth > 1) {
-        const int most = options.executor.run ? options.executor.threads : get_num_threads();
-        team.threads = worth < most ? static_cast<int>(worth) : most;
+        return team;
     }
-    team.executor = options.executor;
-    return team;
+    if (elements < 2 * elements_per_thread) return team;
+    team.threads = options.executor.run ? options.executor.threads : get_num_threads();
+    return smaller_team(team, elements);
+}
+
+Team smaller_team(const Team& team, std::int64_t elements) noexcept {
+    Team few = team;
+    const std::int64_t worth = elements / elements_per_thread;
+    if (worth < few.threads) few.threads = worth > 1 ? static_cast<int>(worth) : 1;
+    return few;
 }
 
 }  // namespace batchnorm
