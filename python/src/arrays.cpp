@@ -5,13 +5,15 @@
 #include <cstdarg>
 #include <cstring>
 
+#include "outputs.hpp"
+
 using batchnorm::DType;
 
 namespace {
 
 // What is looked up in NumPy once. Never freed: Python may be gone when it would be.
 struct NumPy {
-    nb::object ndarray, empty, empty_like, asarray, float64, float32, float64_dtype, float32_dtype, masked_array;
+    nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, masked_array;
 
     static const NumPy& get() {
         static const NumPy* const numpy = new NumPy;
@@ -22,13 +24,10 @@ struct NumPy {
     NumPy() {
         const nb::object np = nb::module_::import_("numpy");
         ndarray = np.attr("ndarray");
-        empty = np.attr("empty");
-        empty_like = np.attr("empty_like");
         asarray = np.attr("asarray");
         float64 = np.attr("float64");
-        float32 = np.attr("float32");
         float64_dtype = np.attr("dtype")(float64);
-        float32_dtype = np.attr("dtype")(float32);
+        float32_dtype = np.attr("dtype")(np.attr("float32"));
         masked_array = np.attr("ma").attr("MaskedArray");
     }
 };
@@ -211,11 +210,8 @@ Array Array::output(const char* argument, nb::handle out, const Array& like) {
         array.import(argument, out, like.kind(), true);
         return array;
     }
-    nb::object fresh;
-    if (like.kind() == Kind::numpy)
-        fresh = NumPy::get().empty_like(like.object_, nb::arg("subok") = false);
-    else
-        fresh = torch_module().attr("empty_like")(like.object_);
+    const nb::object fresh = like.kind() == Kind::numpy ? numpy_output(like.object_, like.view_)
+                                                        : torch_output(torch_module(), like.object_, like.view_);
     array.import(argument, fresh, like.kind(), true);
     return array;
 }
@@ -255,11 +251,8 @@ Array Array::param(const char* argument, nb::handle object, Kind kind) {
 }
 
 Array Array::fresh(const std::vector<std::int64_t>& shape, DType dtype, Kind kind) {
-    const NumPy& np = NumPy::get();
-    nb::list sizes;
-    for (const std::int64_t size : shape) sizes.append(size);
     Array array;
-    array.import("array", np.empty(nb::tuple(sizes), dtype == DType::f32 ? np.float32 : np.float64), Kind::numpy, true);
+    array.import("array", numpy_empty(shape, dtype), Kind::numpy, true);
     array.kind_ = kind;
     return array;
 }
