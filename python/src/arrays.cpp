@@ -11,12 +11,15 @@ using batchnorm::DType;
 
 namespace {
 
-// What is looked up in NumPy once. Never freed: Python may be gone when it would be.
+// What is looked up in NumPy once. Never freed: Python may be gone when it would be. Not initialized as C++ does it,
+// under a lock: looking up imports, which lets other threads run, and one that waited for the lock with the GIL would
+// wait for ever. Two threads may both do it.
 struct NumPy {
     nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, masked_array;
 
     static const NumPy& get() {
-        static const NumPy* const numpy = new NumPy;
+        static const NumPy* numpy = nullptr;
+        if (!numpy) numpy = new NumPy;
         return *numpy;
     }
 
