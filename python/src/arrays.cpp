@@ -1,8 +1,7 @@
 #include "arrays.hpp"
 
-#include <nanobind/ndarray.h>
-
 #include <cstdarg>
+#include <cstdint>
 #include <cstring>
 
 #include "outputs.hpp"
@@ -50,15 +49,32 @@ bool is_masked(nb::handle array) {
     return array.type().ptr() != np.ndarray.ptr() && is_instance(array, np.masked_array);
 }
 
-// torch, if the process has imported it: else nothing can be a tensor.
-nb::object torch_module() {
-    PyObject* modules = PyImport_GetModuleDict();
-    return nb::borrow(PyDict_GetItemString(modules, "torch"));
-}
+// The same of PyTorch, once the process has imported it: before, nothing can be a tensor.
+struct Torch {
+    nb::object module, tensor, float32, float64, strided;
+
+    static const Torch* get() {
+        static const Torch* torch = nullptr;
+        if (torch) return torch;
+        PyObject* const module = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
+        // Both: another thread may be amid the import.
+        if (module && nb::hasattr(module, "Tensor") && nb::hasattr(module, "strided"))
+            torch = new Torch(nb::borrow(module));
+        return torch;
+    }
+
+  private:
+    explicit Torch(nb::object torch)
+        : module(torch),
+          tensor(torch.attr("Tensor")),
+          float32(torch.attr("float32")),
+          float64(torch.attr("float64")),
+          strided(torch.attr("strided")) {}
+};
 
 bool is_torch(nb::handle object) {
-    const nb::object torch = torch_module();
-    return torch.is_valid() && nb::hasattr(torch, "Tensor") && is_instance(object, torch.attr("Tensor"));
+    const Torch* const torch = Torch::get();
+    return torch && is_instance(object, torch->tensor);
 }
 
 Kind kind_of(nb::handle object) {
@@ -78,7 +94,7 @@ bool is_float(nb::handle dtype, Kind kind) {
 
 // Whether the library reads it as it is.
 bool is_native(nb::handle dtype, Kind kind) {
-    if (kind == Kind::torch) return text(dtype) == "torch.float32" || text(dtype) == "torch.float64";
+    if (kind == Kind::torch) return dtype.is(Torch::get()->float32) || dtype.is(Torch::get()->float64);
     return dtype.is(NumPy::get().float32_dtype) || dtype.is(NumPy::get().float64_dtype);
 }
 
@@ -162,27 +178,31 @@ void Array::import_torch(const char* argument) {
     if (requires_grad(object_, Kind::torch))
         raise(PyExc_TypeError, "%s requires grad, which this function would lose: pass %s.detach()", argument,
               argument);
-    if (const nb::object device = object_.attr("device"); text(device.attr("type")) != "cpu")
+    if (!nb::cast<bool>(object_.attr("is_cpu")))
         raise(PyExc_RuntimeError, "%s is on device %s, and this build computes on the CPU alone", argument,
-              text(device).c_str());
-    const std::string dtype = text(object_.attr("dtype"));
-    if (dtype != "torch.float32" && dtype != "torch.float64")
-        raise(PyExc_TypeError, "%s has dtype %s, %s (to() converts)", argument, dtype.c_str(), accepted);
-    if (const std::string layout = text(object_.attr("layout")); layout != "torch.strided")
-        raise(PyExc_TypeError, "%s has layout %s, expected torch.strided", argument, layout.c_str());
+              text(object_.attr("device")).c_str());
+    const Torch& torch = *Torch::get();
+    const nb::object dtype = object_.attr("dtype");
+    if (!is_native(dtype, Kind::torch))
+        raise(PyExc_TypeError, "%s has dtype %s, %s (to() converts)", argument, text(dtype).c_str(), accepted);
+    if (const nb::object layout = object_.attr("layout"); !layout.is(torch.strided))
+        raise(PyExc_TypeError, "%s has layout %s, expected torch.strided", argument, text(layout).c_str());
 
-    const auto array = nb::cast<nb::ndarray<nb::ro>>(object_);
-    if (array.ndim() > static_cast<std::size_t>(batchnorm::max_rank))
-        raise(PyExc_ValueError, "%s has %zu axes, expected at most %d", argument, array.ndim(), batchnorm::max_rank);
-    view_.data = array.data();
-    view_.dtype = dtype == "torch.float32" ? DType::f32 : DType::f64;
-    view_.rank = static_cast<int>(array.ndim());
+    if (nb::cast<bool>(object_.attr("is_neg")()))
+        raise(PyExc_TypeError, "%s is a negated view, whose memory has the other sign: pass %s.resolve_neg()", argument,
+              argument);
+
+    // Asked one by one: a DLPack capsule takes three times as long.
+    const nb::tuple shape(object_.attr("shape")), strides(object_.attr("stride")());
+    if (shape.size() > static_cast<std::size_t>(batchnorm::max_rank))
+        raise(PyExc_ValueError, "%s has %zu axes, expected at most %d", argument, shape.size(), batchnorm::max_rank);
+    view_.data = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(object_.attr("data_ptr")()));
+    view_.dtype = dtype.is(torch.float32) ? DType::f32 : DType::f64;
+    view_.rank = static_cast<int>(shape.size());
     for (int d = 0; d < view_.rank; ++d) {
-        const auto i = static_cast<std::size_t>(d);
-        view_.shape[d] = array.shape_ptr()[i];
-        view_.stride[d] = array.stride_ptr()[i] * batchnorm::item_size(view_.dtype);
+        view_.shape[d] = nb::cast<std::int64_t>(shape[d]);
+        view_.stride[d] = nb::cast<std::int64_t>(strides[d]) * batchnorm::item_size(view_.dtype);
     }
-    tensor_ = nb::cast(array);
 }
 
 void Array::import(const char* argument, nb::handle object, Kind kind, bool writable) {
@@ -214,7 +234,7 @@ Array Array::output(const char* argument, nb::handle out, const Array& like) {
         return array;
     }
     const nb::object fresh = like.kind() == Kind::numpy ? numpy_output(like.object_, like.view_)
-                                                        : torch_output(torch_module(), like.object_, like.view_);
+                                                        : torch_output(Torch::get()->module, like.object_, like.view_);
     array.import(argument, fresh, like.kind(), true);
     return array;
 }
@@ -272,7 +292,7 @@ Array Array::param_grad(const Array& param, const Array& x, const std::vector<st
 
 nb::object Array::object() const {
     nb::object result = object_;
-    if (kind_ == Kind::torch && is_numpy(result)) result = torch_module().attr("from_numpy")(result);
+    if (kind_ == Kind::torch && is_numpy(result)) result = Torch::get()->module.attr("from_numpy")(result);
     if (!cast_to_.is_valid()) return result;
     return kind_ == Kind::torch ? result.attr("to")(cast_to_) : result.attr("astype")(cast_to_);
 }
@@ -293,7 +313,6 @@ Array::Array(Array&& other) noexcept
       converted_(other.converted_),
       view_(other.view_),
       buffer_(other.buffer_),
-      tensor_(std::move(other.tensor_)),
       cast_to_(std::move(other.cast_to_)) {
     other.buffer_.obj = nullptr;
 }
