@@ -210,7 +210,7 @@ NB_MODULE(_core, m) {
     m.def("input_grad", &input_grad, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "count"_a.none(), "sum_dy"_a.none(),
           "sum_dy_xmu"_a.none(), "gamma"_a.none(), "out"_a.none(), "threads"_a.none());
 
-    m.def("clear_cache", &buffers::clear);
+    m.def("clear_cache", &buffers::clear, nb::call_guard<nb::gil_scoped_release>());
     m.def("version", &batchnorm::version);
     m.def("isa", [] { return batchnorm::isa() ? nb::object(nb::str(batchnorm::isa())) : nb::none(); });
     m.def("available_isas", &available_isas);
