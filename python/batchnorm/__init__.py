@@ -5,7 +5,7 @@
 
 from ._core import Saved
 from ._core import version as _version
-from .config import get_num_threads, set_num_threads, show_config
+from .config import clear_cache, get_num_threads, set_num_threads, show_config
 from .functional import (
     batch_norm,
     batch_norm_backward,
@@ -32,6 +32,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
+    "clear_cache",
     "get_num_threads",
     "grad_sums",
     "input_grad",

@@ -1,4 +1,4 @@
-"""What this installation is and has, and its thread count."""
+"""What this installation is and has, its thread count, and the memory that it keeps."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def get_num_threads() -> int:
 def set_num_threads(threads: int) -> None:
     """Set the default thread count of the process, at least 1."""
     _core.set_num_threads(threads)
+
+
+def clear_cache() -> None:
+    """Give the memory that is kept for coming results back to the system.
+
+    Results of 2 MB and more that no ``out`` was given for lie in memory of this library. When such an array and all its
+    views are gone, its memory is kept for the next result of that size: one of each size, the last 16 sizes used. They
+    are arrays like others, but that a tensor among them cannot grow (`torch.Tensor.resize_`).
+    """
+    _core.clear_cache()
 
 
 def cmake_dir() -> Path:

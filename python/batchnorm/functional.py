@@ -4,7 +4,8 @@ Common to all of them:
 
 x, dy, out
     NumPy arrays or PyTorch CPU tensors of float32 or float64, all of one kind, type and shape, of any rank up to 8 and
-    any strides; they are not copied. ``out`` may be exactly an input, else it must not overlap one.
+    any strides; they are not copied. ``out`` may be exactly an input, else it must not overlap one. Without it the
+    result is a new array; the memory of large ones is used again when they are gone (see `batchnorm.clear_cache`).
 gamma, beta, mean, var
     Of the kept axes' shape in x's order, ``(C,)`` for one axis: an array of any float type, a sequence, or one number
     for all. gamma and beta may be None: 1 and 0.

@@ -159,7 +159,7 @@ class BatchNorm:
             )
         for total, grad in ((self.dgamma, grads.dgamma), (self.dbeta, grads.dbeta)):
             if total is not None:
-                np.add(total if accumulate else 0, np.asarray(grad), out=total, casting="same_kind")
+                total[...] = total + np.asarray(grad) if accumulate else np.asarray(grad)
         context._x = context._statistics = None
         return grads.dx
 

@@ -1,20 +1,24 @@
 #include "arrays.hpp"
 
-#include <nanobind/ndarray.h>
-
 #include <cstdarg>
+#include <cstdint>
 #include <cstring>
+
+#include "outputs.hpp"
 
 using batchnorm::DType;
 
 namespace {
 
-// What is looked up in NumPy once. Never freed: Python may be gone when it would be.
+// What is looked up in NumPy once. Never freed: Python may be gone when it would be. Not initialized as C++ does it,
+// under a lock: looking up imports, which lets other threads run, and one that waited for the lock with the GIL would
+// wait for ever. Two threads may both do it.
 struct NumPy {
-    nb::object ndarray, empty, empty_like, asarray, float64, float32, float64_dtype, float32_dtype, masked_array;
+    nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, masked_array;
 
     static const NumPy& get() {
-        static const NumPy* const numpy = new NumPy;
+        static const NumPy* numpy = nullptr;
+        if (!numpy) numpy = new NumPy;
         return *numpy;
     }
 
@@ -22,13 +26,10 @@ struct NumPy {
     NumPy() {
         const nb::object np = nb::module_::import_("numpy");
         ndarray = np.attr("ndarray");
-        empty = np.attr("empty");
-        empty_like = np.attr("empty_like");
         asarray = np.attr("asarray");
         float64 = np.attr("float64");
-        float32 = np.attr("float32");
         float64_dtype = np.attr("dtype")(float64);
-        float32_dtype = np.attr("dtype")(float32);
+        float32_dtype = np.attr("dtype")(np.attr("float32"));
         masked_array = np.attr("ma").attr("MaskedArray");
     }
 };
@@ -48,15 +49,32 @@ bool is_masked(nb::handle array) {
     return array.type().ptr() != np.ndarray.ptr() && is_instance(array, np.masked_array);
 }
 
-// torch, if the process has imported it: else nothing can be a tensor.
-nb::object torch_module() {
-    PyObject* modules = PyImport_GetModuleDict();
-    return nb::borrow(PyDict_GetItemString(modules, "torch"));
-}
+// The same of PyTorch, once the process has imported it: before, nothing can be a tensor.
+struct Torch {
+    nb::object module, tensor, float32, float64, strided;
+
+    static const Torch* get() {
+        static const Torch* torch = nullptr;
+        if (torch) return torch;
+        PyObject* const module = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
+        // Both: another thread may be amid the import.
+        if (module && nb::hasattr(module, "Tensor") && nb::hasattr(module, "strided"))
+            torch = new Torch(nb::borrow(module));
+        return torch;
+    }
+
+  private:
+    explicit Torch(nb::object torch)
+        : module(torch),
+          tensor(torch.attr("Tensor")),
+          float32(torch.attr("float32")),
+          float64(torch.attr("float64")),
+          strided(torch.attr("strided")) {}
+};
 
 bool is_torch(nb::handle object) {
-    const nb::object torch = torch_module();
-    return torch.is_valid() && nb::hasattr(torch, "Tensor") && is_instance(object, torch.attr("Tensor"));
+    const Torch* const torch = Torch::get();
+    return torch && is_instance(object, torch->tensor);
 }
 
 Kind kind_of(nb::handle object) {
@@ -76,7 +94,7 @@ bool is_float(nb::handle dtype, Kind kind) {
 
 // Whether the library reads it as it is.
 bool is_native(nb::handle dtype, Kind kind) {
-    if (kind == Kind::torch) return text(dtype) == "torch.float32" || text(dtype) == "torch.float64";
+    if (kind == Kind::torch) return dtype.is(Torch::get()->float32) || dtype.is(Torch::get()->float64);
     return dtype.is(NumPy::get().float32_dtype) || dtype.is(NumPy::get().float64_dtype);
 }
 
@@ -160,27 +178,31 @@ void Array::import_torch(const char* argument) {
     if (requires_grad(object_, Kind::torch))
         raise(PyExc_TypeError, "%s requires grad, which this function would lose: pass %s.detach()", argument,
               argument);
-    if (const nb::object device = object_.attr("device"); text(device.attr("type")) != "cpu")
+    if (!nb::cast<bool>(object_.attr("is_cpu")))
         raise(PyExc_RuntimeError, "%s is on device %s, and this build computes on the CPU alone", argument,
-              text(device).c_str());
-    const std::string dtype = text(object_.attr("dtype"));
-    if (dtype != "torch.float32" && dtype != "torch.float64")
-        raise(PyExc_TypeError, "%s has dtype %s, %s (to() converts)", argument, dtype.c_str(), accepted);
-    if (const std::string layout = text(object_.attr("layout")); layout != "torch.strided")
-        raise(PyExc_TypeError, "%s has layout %s, expected torch.strided", argument, layout.c_str());
+              text(object_.attr("device")).c_str());
+    const Torch& torch = *Torch::get();
+    const nb::object dtype = object_.attr("dtype");
+    if (!is_native(dtype, Kind::torch))
+        raise(PyExc_TypeError, "%s has dtype %s, %s (to() converts)", argument, text(dtype).c_str(), accepted);
+    if (const nb::object layout = object_.attr("layout"); !layout.is(torch.strided))
+        raise(PyExc_TypeError, "%s has layout %s, expected torch.strided", argument, text(layout).c_str());
 
-    const auto array = nb::cast<nb::ndarray<nb::ro>>(object_);
-    if (array.ndim() > static_cast<std::size_t>(batchnorm::max_rank))
-        raise(PyExc_ValueError, "%s has %zu axes, expected at most %d", argument, array.ndim(), batchnorm::max_rank);
-    view_.data = array.data();
-    view_.dtype = dtype == "torch.float32" ? DType::f32 : DType::f64;
-    view_.rank = static_cast<int>(array.ndim());
+    if (nb::cast<bool>(object_.attr("is_neg")()))
+        raise(PyExc_TypeError, "%s is a negated view, whose memory has the other sign: pass %s.resolve_neg()", argument,
+              argument);
+
+    // Asked one by one: a DLPack capsule takes three times as long.
+    const nb::tuple shape(object_.attr("shape")), strides(object_.attr("stride")());
+    if (shape.size() > static_cast<std::size_t>(batchnorm::max_rank))
+        raise(PyExc_ValueError, "%s has %zu axes, expected at most %d", argument, shape.size(), batchnorm::max_rank);
+    view_.data = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(object_.attr("data_ptr")()));
+    view_.dtype = dtype.is(torch.float32) ? DType::f32 : DType::f64;
+    view_.rank = static_cast<int>(shape.size());
     for (int d = 0; d < view_.rank; ++d) {
-        const auto i = static_cast<std::size_t>(d);
-        view_.shape[d] = array.shape_ptr()[i];
-        view_.stride[d] = array.stride_ptr()[i] * batchnorm::item_size(view_.dtype);
+        view_.shape[d] = nb::cast<std::int64_t>(shape[d]);
+        view_.stride[d] = nb::cast<std::int64_t>(strides[d]) * batchnorm::item_size(view_.dtype);
     }
-    tensor_ = nb::cast(array);
 }
 
 void Array::import(const char* argument, nb::handle object, Kind kind, bool writable) {
@@ -211,11 +233,8 @@ Array Array::output(const char* argument, nb::handle out, const Array& like) {
         array.import(argument, out, like.kind(), true);
         return array;
     }
-    nb::object fresh;
-    if (like.kind() == Kind::numpy)
-        fresh = NumPy::get().empty_like(like.object_, nb::arg("subok") = false);
-    else
-        fresh = torch_module().attr("empty_like")(like.object_);
+    const nb::object fresh = like.kind() == Kind::numpy ? numpy_output(like.object_, like.view_)
+                                                        : torch_output(Torch::get()->module, like.object_, like.view_);
     array.import(argument, fresh, like.kind(), true);
     return array;
 }
@@ -255,11 +274,8 @@ Array Array::param(const char* argument, nb::handle object, Kind kind) {
 }
 
 Array Array::fresh(const std::vector<std::int64_t>& shape, DType dtype, Kind kind) {
-    const NumPy& np = NumPy::get();
-    nb::list sizes;
-    for (const std::int64_t size : shape) sizes.append(size);
     Array array;
-    array.import("array", np.empty(nb::tuple(sizes), dtype == DType::f32 ? np.float32 : np.float64), Kind::numpy, true);
+    array.import("array", numpy_empty(shape, dtype), Kind::numpy, true);
     array.kind_ = kind;
     return array;
 }
@@ -276,7 +292,7 @@ Array Array::param_grad(const Array& param, const Array& x, const std::vector<st
 
 nb::object Array::object() const {
     nb::object result = object_;
-    if (kind_ == Kind::torch && is_numpy(result)) result = torch_module().attr("from_numpy")(result);
+    if (kind_ == Kind::torch && is_numpy(result)) result = Torch::get()->module.attr("from_numpy")(result);
     if (!cast_to_.is_valid()) return result;
     return kind_ == Kind::torch ? result.attr("to")(cast_to_) : result.attr("astype")(cast_to_);
 }
@@ -297,7 +313,6 @@ Array::Array(Array&& other) noexcept
       converted_(other.converted_),
       view_(other.view_),
       buffer_(other.buffer_),
-      tensor_(std::move(other.tensor_)),
       cast_to_(std::move(other.cast_to_)) {
     other.buffer_.obj = nullptr;
 }

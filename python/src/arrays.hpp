@@ -55,7 +55,6 @@ class Array {
     bool converted_ = false;  // from a sequence or a number: no type of the user's own
     batchnorm::View view_;
     Py_buffer buffer_{};  // of a NumPy array
-    nb::object tensor_;   // what holds a torch tensor's memory
     nb::object cast_to_;  // the dtype that object() converts to, where it is not float32 or float64
 };
 

@@ -6,6 +6,8 @@
 #include <batchnorm/core.hpp>
 
 #include "arrays.hpp"
+#include "buffers.hpp"
+#include "outputs.hpp"
 #include "saved.hpp"
 
 using batchnorm::Axes;
@@ -190,6 +192,7 @@ std::vector<std::string> available_isas() {
 
 NB_MODULE(_core, m) {
     using namespace nb::literals;
+    init_outputs();
     bind_saved(m);
 
     m.def("batch_norm", &batch_norm, "x"_a.none(), "gamma"_a.none(), "beta"_a.none(), "axis"_a.none(), "eps"_a.none(),
@@ -207,6 +210,7 @@ NB_MODULE(_core, m) {
     m.def("input_grad", &input_grad, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "count"_a.none(), "sum_dy"_a.none(),
           "sum_dy_xmu"_a.none(), "gamma"_a.none(), "out"_a.none(), "threads"_a.none());
 
+    m.def("clear_cache", &buffers::clear, nb::call_guard<nb::gil_scoped_release>());
     m.def("version", &batchnorm::version);
     m.def("isa", [] { return batchnorm::isa() ? nb::object(nb::str(batchnorm::isa())) : nb::none(); });
     m.def("available_isas", &available_isas);

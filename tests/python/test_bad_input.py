@@ -330,6 +330,10 @@ def test_other_torch_tensors():
     for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64):
         with pytest.raises(TypeError, match=f"x has dtype {dtype}, expected float32 or float64"):
             bn.moments(torch.zeros(SHAPE, dtype=dtype))
+    negated = torch.zeros(SHAPE, dtype=torch.complex64).conj().imag
+    with pytest.raises(TypeError, match=r"x is a negated view, .*resolve_neg"):
+        bn.moments(negated)
+    bn.moments(negated.resolve_neg())
     with pytest.raises(TypeError, match=r"x has layout torch.sparse_coo, expected torch.strided"):
         bn.moments(torch.zeros(SHAPE).to_sparse())
     with pytest.raises(RuntimeError, match="x is on device meta"):

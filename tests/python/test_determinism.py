@@ -139,6 +139,22 @@ def test_multiprocessing_fork():
 # ------------------------------------------------------------------------------------------------ concurrent calls
 
 
+def test_first_calls_at_once():
+    """Each of them may import parts of NumPy, during which the others run."""
+    code = """
+        import threading, numpy as np, batchnorm as bn
+        x, start = np.ones((8, 3), np.float32), threading.Barrier(4)
+        def work():
+            start.wait()
+            for _ in range(100): bn.moments(x)
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        print("done")
+        """
+    assert output_of(code, timeout=30) == "done"
+
+
 def test_concurrent_calls():
     inputs = [path_input(path) for path in list(PATHS)[::4]]
     wants = [all_results(x, axis, 1) for x, axis in inputs]

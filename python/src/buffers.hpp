@@ -1,0 +1,25 @@
+// Memory for large outputs that is used again: a page that the process has not had before costs more than what a kernel
+// does with it.
+#pragma once
+
+#include <cstddef>
+
+namespace buffers {
+
+// Below this an array's own allocator, which keeps its pages too, is as fast or faster.
+constexpr std::size_t least_bytes = std::size_t{2} << 20;
+
+// Memory that starts a page, of undefined content; nullptr if there is none.
+void* acquire(std::size_t bytes) noexcept;
+
+// Gives it back: it is kept for the next acquire of its size, or unmapped if one of that size is kept already. From any
+// thread, with or without the GIL, also while the process ends.
+void release(void* data) noexcept;
+
+// How many bytes it has: those asked for, rounded up to whole pages.
+std::size_t size(void* data) noexcept;
+
+// Unmaps all that is kept.
+void clear() noexcept;
+
+}  // namespace buffers
