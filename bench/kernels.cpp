@@ -121,14 +121,14 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
     }
     const auto run_moments = [&] {
         if (pattern == row)
-            kernels.row_moments({data.x.data(), stride, rows, count, zero.data(), sums.data(), more.data(), nullptr});
+            kernels.row_moments({data.x.data(), stride, rows, count, zero.data(), sums.data(), more.data()});
         else
             kernels.lane_moments({x_rows.data(), rows, count, rows, zero.data(), sums.data(), more.data()});
     };
     const auto run_grad_sums = [&] {
         if (pattern == row)
-            kernels.row_grad_sums({data.dy.data(), stride, data.x.data(), stride, rows, count, mean.data(),
-                                   sums.data(), more.data(), nullptr, nullptr});
+            kernels.row_grad_sums(
+                {data.dy.data(), stride, data.x.data(), stride, rows, count, mean.data(), sums.data(), more.data()});
         else
             kernels.lane_grad_sums(
                 {dy_rows.data(), x_rows.data(), rows, count, rows, mean.data(), sums.data(), more.data()});

@@ -1,8 +1,7 @@
 // Pattern::row, block by block of channels: while one block is written, the next one is read.
 //
-// Reading waits for memory and writing past the caches does not, so both together take little longer than reading
-// alone. They take turns, in pieces of a row. What is read is fetched some pieces ahead, over the ends of rows, which
-// hardware prefetchers do not see beyond. A block that was just read is still in cache when it is written.
+// A block that was just read is still in cache when it is written, and its channels follow each other in memory: short
+// rows that lie far apart are slow to read, as each starts a page anew (docs/performance.md).
 #pragma once
 
 #include "apply.hpp"
@@ -10,9 +9,6 @@
 #include "reduce.hpp"
 
 namespace batchnorm {
-
-inline constexpr int64_t alternate_piece_bytes = 3072;
-inline constexpr int64_t alternate_ahead_bytes = 4096;
 
 // A block of channels of a group, or none.
 struct Slab {
@@ -28,10 +24,10 @@ struct Slab {
     bool none() const noexcept { return channels.size() == 0; }
 };
 
-// Where a slab's rows are, in the operands that are accessed.
+// The rows of a slab in the operands that some terms access, all of which are direct.
 class SlabRows {
   public:
-    SlabRows(const Box& box, const Access (&access)[roles], const Slab& slab) noexcept : box_(box) {
+    SlabRows(const Box& box, const Access (&access)[roles], const Slab& slab) noexcept : box_(box), slab_(slab) {
         for (int r = 0; r < roles; ++r) {
             const Operand& operand = box.operand[r];
             if (access[r] != Access::none && !slab.none())
@@ -39,87 +35,68 @@ class SlabRows {
         }
     }
 
-    // Elements of a row; null where there is no access.
-    void part(int64_t o, int64_t c, int64_t i, char* (&at)[roles]) const noexcept {
-        for (int r = 0; r < roles; ++r)
-            at[r] = base_[r] ? base_[r] + box_.operand[r].offset(box_.level[outer], outer, o) +
-                                   box_.operand[r].offset(box_.level[channel], channel, c) + i * item_size(box_.dtype)
-                             : nullptr;
+    // Part of a row of the slab's b-th channel.
+    Span row(int64_t o, int64_t b, Range inners) const noexcept {
+        Span span{1, inners.size(), 0};
+        for (int r = 0; r < roles; ++r) {
+            if (!base_[r]) continue;
+            const Operand& operand = box_.operand[r];
+            span.data[r] = base_[r] + operand.offset(box_.level[outer], outer, o) +
+                           operand.offset(box_.level[channel], channel, slab_.channels.begin + b) +
+                           inners.begin * item_size(box_.dtype);
+        }
+        return span;
     }
 
   private:
     const Box& box_;
+    const Slab& slab_;
     char* base_[roles] = {};
 };
 
-// Reduces one slab and applies to another, chunk by chunk; either may be none.
+inline void both(const kernels::TypeKernels& kernels, const kernels::RowMomentsArgs& read,
+                 const kernels::NormalizeArgs& write) noexcept {
+    kernels.moments_and_normalize(read, write);
+}
+inline void both(const kernels::TypeKernels& kernels, const kernels::RowGradSumsArgs& read,
+                 const kernels::NormalizeArgs& write) noexcept {
+    kernels.grad_sums_and_normalize(read, write);
+}
+inline void both(const kernels::TypeKernels& kernels, const kernels::RowGradSumsArgs& read,
+                 const kernels::InputGradArgs& write) noexcept {
+    kernels.grad_sums_and_input_grad(read, write);
+}
+
+// Reduces one slab and applies to another, row by row; either may be none.
 template <class Reduce, class Apply>
-void alternate_slab(const Stages& stages, const Slab& read, const Slab& written, const Slab& next) noexcept {
+void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written) noexcept {
     const Box& box = stages.box;
-    const int64_t unit = item_size(box.dtype), inners = box.inners();
-    const int64_t piece = alternate_piece_bytes / unit, distance = alternate_ahead_bytes / unit;
-    const SlabRows from(box, Reduce::access, read), to(box, Apply::access, written), after(box, Reduce::access, next);
-    const int64_t block =
-        read.channels.size() > written.channels.size() ? read.channels.size() : written.channels.size();
+    const int64_t unit = item_size(box.dtype);
+    const SlabRows from(box, Reduce::access, read), to(box, Apply::access, written);
+    const int64_t reads = read.channels.size(), writes = written.channels.size();
 
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
-        const Range outers = stages.chunks.outer_range(k), along = stages.chunks.inner_range(k);
+        const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
         const Reduce terms(stages, read.group, k);
         RowSums sums[most_alternate_block];
-        for (int64_t o = outers.begin; o < outers.end; ++o) {
-            for (int64_t b = 0; b < block; ++b) {
-                const bool reads = b < read.channels.size(), writes = b < written.channels.size();
-                const int64_t read_c = read.channels.begin + b, written_c = written.channels.begin + b;
-                Span source{1, 0, 0}, target{1, 0, 0};
-                char* ahead[roles] = {};
-                if (reads) {
-                    from.part(o, read_c, 0, source.data);
-                    if (b + 1 < read.channels.size())
-                        from.part(o, read_c + 1, 0, ahead);
-                    else if (o + 1 < box.outers())
-                        from.part(o + 1, read.channels.begin, 0, ahead);
-                    else
-                        after.part(0, next.channels.begin, 0, ahead);
-                }
-                if (writes) to.part(o, written_c, 0, target.data);
-                const bool stream = writes && streams(stages, target.data[role_out], 0, inners * unit);
-                // Pieces of what is written start at a line.
-                const auto misplaced =
-                    reinterpret_cast<std::uintptr_t>(target.data[role_out]) / static_cast<std::uintptr_t>(unit) % 16;
-                const int64_t shift = stream ? (16 - static_cast<int64_t>(misplaced)) % 16 : 0;
-                const void* coefficients[coefficient_count] = {};
-                for (int i = 0; i < Apply::coefficients && writes; ++i)
-                    coefficients[i] = static_cast<const char*>(stages.memory.coefficients[i]) +
-                                      (written.group * Memory::coefficient_pitch(box) + written_c) * unit;
-                for (int64_t i = along.begin; i < along.end; i += piece) {
-                    const int64_t end = i + piece < along.end ? i + piece : along.end;
-                    if (reads) {
-                        Span span = source;
-                        span.n = end - i;
-                        const char* fetched[roles] = {};
-                        for (int r = 0; r < roles; ++r)
-                            if (source.data[r]) {
-                                span.data[r] += i * unit;
-                                fetched[r] = i + distance < inners ? source.data[r] + (i + distance) * unit
-                                             : ahead[r]            ? ahead[r] + (i + distance - inners) * unit
-                                                                   : nullptr;
-                            }
-                        terms.add(span, terms.around(read_c), fetched, sums[b]);
-                    }
-                    const Range cut{i == 0 ? 0 : i + shift, end + shift < inners ? end + shift : inners};
-                    if (writes && cut.size() > 0) {
-                        Span span = target;
-                        span.n = cut.size();
-                        for (char*& data : span.data)
-                            if (data) data += cut.begin * unit;
-                        __builtin_prefetch(target.data[role_out] + (cut.begin + 1024) * unit, 0, 2);
-                        Apply::write(stages, span, coefficients, stream);
-                    }
-                }
+        for (int64_t o = outers.begin; o < outers.end; ++o)
+            for (int64_t b = 0; b < reads || b < writes; ++b) {
+                Span source = from.row(o, b, inners), target = to.row(o, b, inners);
+                const void* at[coefficient_count] = {};
+                const int64_t c = written.group * Memory::coefficient_pitch(box) + written.channels.begin + b;
+                for (int i = 0; i < Apply::coefficients; ++i)
+                    at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + c * unit;
+                const bool stream = streams(stages, target.data[role_out], 0, inners.size() * unit);
+
+                if (b >= writes)
+                    terms.add(terms.row_args(source, terms.around(read.channels.begin + b), sums[b]));
+                else if (b >= reads)
+                    Apply::write(stages, Apply::args(box, target, at, stream));
+                else
+                    both(stages.kernels, terms.row_args(source, terms.around(read.channels.begin + b), sums[b]),
+                         Apply::args(box, target, at, stream));
             }
-        }
-        for (int64_t b = 0; b < read.channels.size(); ++b)
-            finish_row(terms, sums[b], read.group, k, read.channels.begin + b);
+        for (int64_t b = 0; b < reads; ++b) finish_row(terms, sums[b], read.group, k, read.channels.begin + b);
     }
     if (!written.none() && stages.stream) stages.kernels.finish_streams();
 }
@@ -127,13 +104,12 @@ void alternate_slab(const Stages& stages, const Slab& read, const Slab& written,
 // Reduces, merges and applies to some slabs.
 template <class Reduce, class Apply, class Merge>
 void alternate(const Stages& stages, int64_t block, Range slabs, const Merge& merge) noexcept {
-    Slab written, read(stages.box, block, slabs.begin);
+    Slab written;
     for (int64_t s = slabs.begin; s <= slabs.end; ++s) {
-        const Slab next = s + 1 < slabs.end ? Slab(stages.box, block, s + 1) : Slab();
-        alternate_slab<Reduce, Apply>(stages, read, written, next);
+        const Slab read = s < slabs.end ? Slab(stages.box, block, s) : Slab();
+        alternate_slabs<Reduce, Apply>(stages, read, written);
         if (!read.none()) merge(read.group, read.channels);
         written = read;
-        read = next;
     }
 }
 

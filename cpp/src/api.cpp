@@ -10,8 +10,12 @@ namespace {
 
 bool reduces(Op op) noexcept { return op != Op::batch_norm_inference && op != Op::normalize && op != Op::input_grad; }
 
-// Operands that op goes over twice.
-int tensors(Op op) noexcept { return op == Op::batch_norm || op == Op::moments ? 1 : 2; }
+// Operands that op reads.
+int tensors(Op op) noexcept {
+    const bool backward = op == Op::batch_norm_backward || op == Op::batch_norm_inference_backward ||
+                          op == Op::grad_sums || op == Op::input_grad;
+    return backward ? 2 : 1;
+}
 
 // Finds the kernels, plans, gets the memory and calls body(run). The arguments are valid and x is not empty.
 template <class Body>

@@ -54,7 +54,8 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
         const void* at[coefficient_count] = {};
         for (int i = 0; i < Terms::coefficients; ++i) at[i] = coefficients.at[i] + first * unit;
         const int64_t row_bytes = span.n * unit;
-        Terms::write(stages, span, at, streams(stages, span.data[role_out], span.stride[role_out], row_bytes));
+        Terms::write(
+            stages, Terms::args(box, span, at, streams(stages, span.data[role_out], span.stride[role_out], row_bytes)));
     };
     if (box.pattern == Pattern::lane) {
         const Region region{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};

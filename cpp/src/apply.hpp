@@ -12,11 +12,22 @@ struct NormalizeFrom {
                                              from == role_dy ? Access::read : Access::none, Access::write};
     static constexpr int coefficients = 3;
 
-    static void write(const Stages& stages, const Span& span, const void* const (&at)[coefficient_count],
-                      bool stream) noexcept {
-        stages.kernels.normalize[stages.box.pattern]({span.data[from], span.stride[from], span.data[role_out],
-                                                      span.stride[role_out], span.rows, span.n, at[0], at[1], at[2],
-                                                      stages.box.lanes(), stream});
+    static kernels::NormalizeArgs args(const Box& box, const Span& span, const void* const (&at)[coefficient_count],
+                                       bool stream) noexcept {
+        return {span.data[from],
+                span.stride[from],
+                span.data[role_out],
+                span.stride[role_out],
+                span.rows,
+                span.n,
+                at[0],
+                at[1],
+                at[2],
+                box.lanes(),
+                stream};
+    }
+    static void write(const Stages& stages, const kernels::NormalizeArgs& args) noexcept {
+        stages.kernels.normalize[stages.box.pattern](args);
     }
 };
 
@@ -24,12 +35,27 @@ struct InputGrad {
     static constexpr Access access[roles] = {Access::read, Access::read, Access::write};
     static constexpr int coefficients = 6;
 
-    static void write(const Stages& stages, const Span& span, const void* const (&at)[coefficient_count],
-                      bool stream) noexcept {
-        stages.kernels.input_grad[stages.box.pattern]({span.data[role_dy], span.stride[role_dy], span.data[role_x],
-                                                       span.stride[role_x], span.data[role_out], span.stride[role_out],
-                                                       span.rows, span.n, at[0], at[1], at[2], at[3], at[4], at[5],
-                                                       stages.box.lanes(), stream});
+    static kernels::InputGradArgs args(const Box& box, const Span& span, const void* const (&at)[coefficient_count],
+                                       bool stream) noexcept {
+        return {span.data[role_dy],
+                span.stride[role_dy],
+                span.data[role_x],
+                span.stride[role_x],
+                span.data[role_out],
+                span.stride[role_out],
+                span.rows,
+                span.n,
+                at[0],
+                at[1],
+                at[2],
+                at[3],
+                at[4],
+                at[5],
+                box.lanes(),
+                stream};
+    }
+    static void write(const Stages& stages, const kernels::InputGradArgs& args) noexcept {
+        stages.kernels.input_grad[stages.box.pattern](args);
     }
 };
 

@@ -40,8 +40,8 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
         const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
         bool in_place = true;
         for (const Operand& operand : box.operand) in_place &= operand.data == nullptr || operand.direct;
-        const bool in_cache = box.elements() * item_size(box.dtype) * tensors <= slab_bytes;
-        if (reduces && in_place && !in_cache && row_bytes >= 1024 && channel_bytes <= cached_bytes &&
+        const bool in_l2 = box.elements() * item_size(box.dtype) * tensors <= slab_bytes;
+        if (reduces && in_place && !in_l2 && row_bytes >= 1024 && channel_bytes <= 2 * cached_bytes &&
             box.statistics() >= 2 * threads)
             return {Traversal::alternate, min(block, most_alternate_block), stream};
         if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads)
@@ -57,7 +57,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
         return {Traversal::slabs, min(box.channels(), whole_lines(lanes / box.plane, box)), stream};
     lanes = row_bytes_in_l1 / (unit * (4 * tensors + 1));
     lanes = ceil_div(box.lanes(), ceil_div(box.lanes(), lanes));  // even parts
-    return {Traversal::two_passes, min(box.channels(), whole_lines(ceil_div(lanes, box.plane) + 15, box)), stream};
+    return {Traversal::two_passes, min(box.channels(), whole_lines(ceil_div(lanes, box.plane), box)), stream};
 }
 
 }  // namespace batchnorm

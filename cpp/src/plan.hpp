@@ -18,7 +18,7 @@ struct Plan {
     bool stream;            // whether outputs are written past the caches
 };
 
-// For a call that reduces (or only applies) over `tensors` operands, on so many threads.
+// For a call that reads `tensors` operands, to reduce them or only to apply, on so many threads.
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept;
 
 // No plan has more channels in a block that alternates.

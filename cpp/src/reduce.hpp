@@ -24,10 +24,10 @@ struct MomentSums {
 
     const void* around(int64_t c) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    void add(const Span& span, const void* pivot, const char* const (&ahead)[roles], RowSums& to) const noexcept {
-        stages.kernels.row_moments(
-            {span.data[role_x], span.stride[role_x], span.rows, span.n, pivot, to.sums[0], to.sums[1], ahead[role_x]});
+    kernels::RowMomentsArgs row_args(const Span& span, const void* pivot, RowSums& to) const noexcept {
+        return {span.data[role_x], span.stride[role_x], span.rows, span.n, pivot, to.sums[0], to.sums[1]};
     }
+    void add(const kernels::RowMomentsArgs& args) const noexcept { stages.kernels.row_moments(args); }
     void add(const Batch& batch, const void* pivots, double* sum, double* sum_sq) const noexcept {
         const char* from = static_cast<const char*>(pivots) + batch.first * item_size(stages.box.dtype);
         stages.kernels.lane_moments({batch.at[role_x], batch.rows, batch.n, batch.listed, from, sum, sum_sq});
@@ -49,11 +49,18 @@ struct GradientSums {
 
     const void* around(int64_t c) const noexcept { return means + c; }
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    void add(const Span& span, const void* mean, const char* const (&ahead)[roles], RowSums& to) const noexcept {
-        stages.kernels.row_grad_sums({span.data[role_dy], span.stride[role_dy], span.data[role_x], span.stride[role_x],
-                                      span.rows, span.n, static_cast<const double*>(mean), to.sums[0], to.sums[1],
-                                      ahead[role_dy], ahead[role_x]});
+    kernels::RowGradSumsArgs row_args(const Span& span, const void* mean, RowSums& to) const noexcept {
+        return {span.data[role_dy],
+                span.stride[role_dy],
+                span.data[role_x],
+                span.stride[role_x],
+                span.rows,
+                span.n,
+                static_cast<const double*>(mean),
+                to.sums[0],
+                to.sums[1]};
     }
+    void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.kernels.row_grad_sums(args); }
     void add(const Batch& batch, const void* means_, double* sum_dy, double* sum_dy_xmu) const noexcept {
         const double* from = static_cast<const double*>(means_) + batch.first;
         stages.kernels.lane_grad_sums(

@@ -17,41 +17,58 @@ struct GradientSums {
     }
 };
 
+// Adds rows up in registers.
 template <class T>
-void grad_sums_row(const RowGradSumsArgs& args) noexcept {
-    constexpr int width = Vec<double>::width;
-    constexpr int chains = 4;  // as in moments_row
-    static_assert(chains * width <= batchnorm::kernels::row_accumulators);
+class RowGradSums {
+  public:
+    using Args = RowGradSumsArgs;
 
-    const Vec<double> mean = Vec<double>::all(*args.mean);
-    GradientSums sums[chains];
-    for (int k = 0; k < chains; ++k)
-        sums[k] = {Vec<double>::load(args.sum_dy + k * width), Vec<double>::load(args.sum_dy_xmu + k * width)};
+    explicit RowGradSums(const RowGradSumsArgs& args) : args_(args), mean_(Vec<double>::all(*args.mean)) {
+        for (int k = 0; k < chains; ++k)
+            sums_[k] = {Vec<double>::load(args.sum_dy + k * width), Vec<double>::load(args.sum_dy_xmu + k * width)};
+    }
 
-    for (int64_t row = 0; row < args.rows; ++row) {
-        const T* dy = row_at<T>(args.dy, args.dy_stride, row);
-        const T* x = row_at<T>(args.x, args.x_stride, row);
-        int64_t i = 0;
-        for (; i + chains * width <= args.n; i += chains * width) {
-            prefetch<chains * width * sizeof(T)>(args.dy_ahead, i * static_cast<int64_t>(sizeof(T)));
-            prefetch<chains * width * sizeof(T)>(args.x_ahead, i * static_cast<int64_t>(sizeof(T)));
-            for (int k = 0; k < chains; ++k) sums[k].add(widen(dy + i + k * width), widen(x + i + k * width) - mean);
+    // As RowMoments::add.
+    [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
+        const T* dy = row_at<T>(args_.dy, args_.dy_stride, row);
+        const T* x = row_at<T>(args_.x, args_.x_stride, row);
+        int64_t i = begin;
+        for (; i + chains * width <= end; i += chains * width) {
+            for (int k = 0; k < chains; ++k) sums_[k].add(widen(dy + i + k * width), widen(x + i + k * width) - mean_);
         }
 #pragma GCC unroll 4
         for (int k = 0; k < chains; ++k) {
-            const int64_t left = args.n - i - k * width;
+            const int64_t left = end - i - k * width;
             const int64_t at = i + k * width;
             if (left >= width)
-                sums[k].add(widen(dy + at), widen(x + at) - mean);
+                sums_[k].add(widen(dy + at), widen(x + at) - mean_);
             else if (left > 0)
-                sums[k].add(widen(dy + at, static_cast<int>(left)), widen(x + at, static_cast<int>(left)) - mean);
+                sums_[k].add(widen(dy + at, static_cast<int>(left)), widen(x + at, static_cast<int>(left)) - mean_);
         }
     }
 
-    for (int k = 0; k < chains; ++k) {
-        sums[k].dy.store(args.sum_dy + k * width);
-        sums[k].dy_xmu.store(args.sum_dy_xmu + k * width);
+    void store() const {
+        for (int k = 0; k < chains; ++k) {
+            sums_[k].dy.store(args_.sum_dy + k * width);
+            sums_[k].dy_xmu.store(args_.sum_dy_xmu + k * width);
+        }
     }
+
+  private:
+    static constexpr int width = Vec<double>::width;
+    static constexpr int chains = 4;  // as in RowMoments
+    static_assert(chains * width <= batchnorm::kernels::row_accumulators);
+
+    const RowGradSumsArgs& args_;
+    const Vec<double> mean_;
+    GradientSums sums_[chains];
+};
+
+template <class T>
+void grad_sums_row(const RowGradSumsArgs& args) noexcept {
+    RowGradSums<T> sums(args);
+    for (int64_t row = 0; row < args.rows; ++row) sums.add(row, 0, args.n);
+    sums.store();
 }
 
 template <class T>

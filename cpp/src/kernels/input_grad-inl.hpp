@@ -11,35 +11,46 @@ namespace {
 using batchnorm::kernels::InputGradArgs;
 
 template <class T, Pattern pattern, bool stream>
-void input_grad_rows(const InputGradArgs& args) noexcept {
-    using Coefficient = PerChannel<T, pattern>;
-    const Coefficient hi(args.hi), inv_std(args.inv_std), dy_hi(args.dy_hi), a(args.a), b(args.b), c(args.c);
+class InputGradient {
+  public:
+    using Args = InputGradArgs;
 
-    for (int64_t row = 0; row < args.rows; ++row) {
-        const T* dy = row_at<T>(args.dy, args.dy_stride, row);
-        const T* x = row_at<T>(args.x, args.x_stride, row);
-        const RowWriter<T, stream> dx{row_at<T>(args.dx, args.dx_stride, row)};
-        const bool goes_on = row + row_distance < args.rows;
-        const auto step = [&](int64_t i, int64_t channel, auto... left) {
+    explicit InputGradient(const InputGradArgs& args)
+        : args_(args), hi_(args.hi), inv_std_(args.inv_std), dy_hi_(args.dy_hi), a_(args.a), b_(args.b), c_(args.c) {}
+
+    const T* out(int64_t row) const { return row_at<T>(args_.dx, args_.dx_stride, row); }
+
+    // As Normalizer::write.
+    [[gnu::always_inline]] void write(int64_t row, int64_t begin, int64_t end) const {
+        const T* dy = row_at<T>(args_.dy, args_.dy_stride, row) + begin;
+        const T* x = row_at<T>(args_.x, args_.x_stride, row) + begin;
+        const RowWriter<T, stream> dx{row_at<T>(args_.dx, args_.dx_stride, row) + begin};
+        const bool goes_on = row + row_distance < args_.rows;
+        const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (goes_on) {
-                prefetch(reinterpret_cast<const char*>(dy + i) + args.dy_stride * row_distance);
-                prefetch(reinterpret_cast<const char*>(x + i) + args.x_stride * row_distance);
+                prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
+                prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
             }
-            const Vec<T> xhat = (Vec<T>::load(x + i, left...) - hi.at(channel, left...)) * inv_std.at(channel, left...);
-            const Vec<T> u = Vec<T>::load(dy + i, left...) - dy_hi.at(channel, left...);
-            dx.write(fma(a.at(channel, left...), u, fma(b.at(channel, left...), xhat, c.at(channel, left...))), i,
+            const Vec<T> xhat =
+                (Vec<T>::load(x + i, left...) - hi_.at(channel, left...)) * inv_std_.at(channel, left...);
+            const Vec<T> u = Vec<T>::load(dy + i, left...) - dy_hi_.at(channel, left...);
+            dx.write(fma(a_.at(channel, left...), u, fma(b_.at(channel, left...), xhat, c_.at(channel, left...))), i,
                      left...);
         };
-        for_each_vector<Vec<T>::width>(args.n, dx.head(args.n), args.period, step);
+        for_each_vector<Vec<T>::width>(end - begin, dx.head(end - begin), args_.period, step);
     }
-}
+
+  private:
+    const InputGradArgs& args_;
+    const PerChannel<T, pattern> hi_, inv_std_, dy_hi_, a_, b_, c_;
+};
 
 template <class T, Pattern pattern>
 void input_grad(const InputGradArgs& args) noexcept {
     if (args.stream)
-        input_grad_rows<T, pattern, true>(args);
+        write_rows<InputGradient<T, pattern, true>>(args);
     else
-        input_grad_rows<T, pattern, false>(args);
+        write_rows<InputGradient<T, pattern, false>>(args);
 }
 
 }  // namespace

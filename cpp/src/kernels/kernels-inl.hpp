@@ -3,6 +3,7 @@
 // function compiled without them, would crash older processors.
 #pragma once
 
+#include "alternate-inl.hpp"
 #include "expand-inl.hpp"
 #include "grad_sums-inl.hpp"
 #include "input_grad-inl.hpp"
@@ -20,6 +21,9 @@ constexpr batchnorm::kernels::TypeKernels type_kernels = {
     grad_sums_lane<T>,
     {normalize<T, Pattern::row>, normalize<T, Pattern::lane>},
     {input_grad<T, Pattern::row>, input_grad<T, Pattern::lane>},
+    moments_and_normalize<T>,
+    grad_sums_and_normalize<T>,
+    grad_sums_and_input_grad<T>,
     expand<T>,
     finish_streams,
 };

@@ -20,39 +20,58 @@ struct MomentsSums {
     }
 };
 
+// Adds rows up in registers.
 template <class T>
-void moments_row(const RowMomentsArgs& args) noexcept {
-    constexpr int width = Vec<double>::width;
-    constexpr int chains = 4;  // independent additions in flight, to cover their latency
-    static_assert(chains * width <= batchnorm::kernels::row_accumulators);
+class RowMoments {
+  public:
+    using Args = RowMomentsArgs;
 
-    const Vec<double> pivot = Vec<double>::all(static_cast<double>(scalar<T>(args.pivot)));
-    MomentsSums sums[chains];
-    for (int k = 0; k < chains; ++k)
-        sums[k] = {Vec<double>::load(args.sum + k * width), Vec<double>::load(args.sum_sq + k * width)};
+    explicit RowMoments(const RowMomentsArgs& args)
+        : args_(args), pivot_(Vec<double>::all(static_cast<double>(scalar<T>(args.pivot)))) {
+        for (int k = 0; k < chains; ++k)
+            sums_[k] = {Vec<double>::load(args.sum + k * width), Vec<double>::load(args.sum_sq + k * width)};
+    }
 
-    for (int64_t row = 0; row < args.rows; ++row) {
-        const T* x = row_at<T>(args.x, args.x_stride, row);
-        int64_t i = 0;
-        for (; i + chains * width <= args.n; i += chains * width) {
-            prefetch<chains * width * sizeof(T)>(args.ahead, i * static_cast<int64_t>(sizeof(T)));
-            for (int k = 0; k < chains; ++k) sums[k].add(widen(x + i + k * width) - pivot);
+    // Elements of a row, from a multiple of row_alignment to another one, or to the row's end.
+    [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
+        const T* x = row_at<T>(args_.x, args_.x_stride, row);
+        int64_t i = begin;
+        for (; i + chains * width <= end; i += chains * width) {
+            for (int k = 0; k < chains; ++k) sums_[k].add(widen(x + i + k * width) - pivot_);
         }
-        // Unrolled, so that sums[] stays in registers.
+        // Unrolled, so that the sums stay in registers.
 #pragma GCC unroll 4
         for (int k = 0; k < chains; ++k) {
-            const int64_t left = args.n - i - k * width;
+            const int64_t left = end - i - k * width;
             if (left >= width)
-                sums[k].add(widen(x + i + k * width) - pivot);
+                sums_[k].add(widen(x + i + k * width) - pivot_);
             else if (left > 0)
-                sums[k].add((widen(x + i + k * width, static_cast<int>(left)) - pivot).first(static_cast<int>(left)));
+                sums_[k].add((widen(x + i + k * width, static_cast<int>(left)) - pivot_).first(static_cast<int>(left)));
         }
     }
 
-    for (int k = 0; k < chains; ++k) {
-        sums[k].sum.store(args.sum + k * width);
-        sums[k].sum_sq.store(args.sum_sq + k * width);
+    void store() const {
+        for (int k = 0; k < chains; ++k) {
+            sums_[k].sum.store(args_.sum + k * width);
+            sums_[k].sum_sq.store(args_.sum_sq + k * width);
+        }
     }
+
+  private:
+    static constexpr int width = Vec<double>::width;
+    static constexpr int chains = 4;  // independent additions in flight, to cover their latency
+    static_assert(chains * width <= batchnorm::kernels::row_accumulators);
+
+    const RowMomentsArgs& args_;
+    const Vec<double> pivot_;
+    MomentsSums sums_[chains];
+};
+
+template <class T>
+void moments_row(const RowMomentsArgs& args) noexcept {
+    RowMoments<T> moments(args);
+    for (int64_t row = 0; row < args.rows; ++row) moments.add(row, 0, args.n);
+    moments.store();
 }
 
 template <class T>

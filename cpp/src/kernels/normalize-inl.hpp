@@ -10,29 +10,39 @@ namespace {
 using batchnorm::kernels::NormalizeArgs;
 
 template <class T, Pattern pattern, bool stream>
-void normalize_rows(const NormalizeArgs& args) noexcept {
-    using Coefficient = PerChannel<T, pattern>;
-    const Coefficient hi(args.hi), scale(args.scale), shift(args.shift);
+class Normalizer {
+  public:
+    using Args = NormalizeArgs;
 
-    for (int64_t row = 0; row < args.rows; ++row) {
-        const T* x = row_at<T>(args.x, args.x_stride, row);
-        const RowWriter<T, stream> y{row_at<T>(args.y, args.y_stride, row)};
-        const bool goes_on = row + row_distance < args.rows;
-        const auto step = [&](int64_t i, int64_t channel, auto... left) {
-            if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args.x_stride * row_distance);
-            const Vec<T> difference = Vec<T>::load(x + i, left...) - hi.at(channel, left...);
-            y.write(fma(difference, scale.at(channel, left...), shift.at(channel, left...)), i, left...);
+    explicit Normalizer(const NormalizeArgs& args)
+        : args_(args), hi_(args.hi), scale_(args.scale), shift_(args.shift) {}
+
+    const T* out(int64_t row) const { return row_at<T>(args_.y, args_.y_stride, row); }
+
+    // Elements of a row; in Pattern::lane all of them.
+    [[gnu::always_inline]] void write(int64_t row, int64_t begin, int64_t end) const {
+        const T* x = row_at<T>(args_.x, args_.x_stride, row) + begin;
+        const RowWriter<T, stream> y{row_at<T>(args_.y, args_.y_stride, row) + begin};
+        const bool goes_on = row + row_distance < args_.rows;
+        const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
+            if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
+            const Vec<T> difference = Vec<T>::load(x + i, left...) - hi_.at(channel, left...);
+            y.write(fma(difference, scale_.at(channel, left...), shift_.at(channel, left...)), i, left...);
         };
-        for_each_vector<Vec<T>::width>(args.n, y.head(args.n), args.period, step);
+        for_each_vector<Vec<T>::width>(end - begin, y.head(end - begin), args_.period, step);
     }
-}
+
+  private:
+    const NormalizeArgs& args_;
+    const PerChannel<T, pattern> hi_, scale_, shift_;
+};
 
 template <class T, Pattern pattern>
 void normalize(const NormalizeArgs& args) noexcept {
     if (args.stream)
-        normalize_rows<T, pattern, true>(args);
+        write_rows<Normalizer<T, pattern, true>>(args);
     else
-        normalize_rows<T, pattern, false>(args);
+        write_rows<Normalizer<T, pattern, false>>(args);
 }
 
 }  // namespace

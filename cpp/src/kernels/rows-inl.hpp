@@ -37,7 +37,7 @@ void for_each_vector(int64_t n, const Step& step) {
 // For the writers: step(i, channel) and step(i, channel, left), where channel is i mod period. A head of fewer elements
 // than a vector comes first.
 template <int width, class Step>
-void for_each_vector(int64_t n, int head, int64_t period, const Step& step) {
+[[gnu::always_inline]] inline void for_each_vector(int64_t n, int head, int64_t period, const Step& step) {
     const int64_t advance = width % period;
     int64_t i = head, channel = head % period;
     if (head > 0) step(0, 0, head);
@@ -78,17 +78,8 @@ template <int width, class Step>
     if (i < n) step(Count<1>{}, i, static_cast<int>(n - i));
 }
 
-constexpr int line_bytes = 64;
-
 // To L2: what is fetched so early would leave L1 before it is read.
 inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
-
-// So many bytes of what lies ahead, if it is known.
-template <int bytes>
-void prefetch(const void* ahead, int64_t offset) {
-    if (ahead == nullptr) return;
-    for (int at = 0; at < bytes; at += line_bytes) prefetch(static_cast<const char*>(ahead) + offset + at);
-}
 
 // Walks rows in memory order that are read rows_ahead later. A block of rows is read across, column by column, which
 // hardware prefetchers take for no stream at all; with these fetched in order it comes at the memory's speed
@@ -130,18 +121,21 @@ class RowsAhead {
 // The writers fetch so many rows ahead.
 constexpr int64_t row_distance = 4;
 
+// Elements before a row's first aligned vector, of n.
+template <class T>
+int head_of(const T* row, int64_t n) {
+    constexpr int width = Vec<T>::width;
+    const auto element = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(row) / sizeof(T));
+    const int64_t elements = (width - element % width) % width;
+    return static_cast<int>(elements < n ? elements : n);
+}
+
 // How a row is written: through the caches, or past them. The latter needs aligned vectors, which come after a head.
 template <class T, bool stream>
 struct RowWriter {
     T* row;
 
-    int head(int64_t n) const {
-        if (!stream) return 0;
-        constexpr int width = Vec<T>::width;
-        const auto element = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(row) / sizeof(T));
-        const int64_t elements = (width - element % width) % width;
-        return static_cast<int>(elements < n ? elements : n);
-    }
+    int head(int64_t n) const { return stream ? head_of(row, n) : 0; }
     void write(Vec<T> v, int64_t i) const {
         if constexpr (stream)
             v.stream(row + i);
@@ -174,5 +168,12 @@ struct PerChannel<T, Pattern::lane> {
         return Vec<T>::load(p + i, left...);
     }
 };
+
+// All rows, by a writer.
+template <class Writer>
+void write_rows(const typename Writer::Args& args) noexcept {
+    const Writer writer(args);
+    for (int64_t row = 0; row < args.rows; ++row) writer.write(row, 0, args.n);
+}
 
 }  // namespace

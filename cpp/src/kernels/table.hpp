@@ -26,7 +26,6 @@ struct RowMomentsArgs {
     const void* pivot;  // of x's type
     double* sum;        // += x - pivot
     double* sum_sq;     // += (x - pivot)^2
-    const void* ahead;  // what will be read soon, to fetch meanwhile as many bytes as are read; or null
 };
 
 // How far ahead of their reading rows of lanes are fetched.
@@ -47,9 +46,8 @@ struct RowGradSumsArgs {
     std::int64_t x_stride;
     std::int64_t rows, n;
     const double* mean;
-    double* sum_dy;                  // += dy
-    double* sum_dy_xmu;              // += dy * (x - mean)
-    const void *dy_ahead, *x_ahead;  // as in RowMomentsArgs
+    double* sum_dy;      // += dy
+    double* sum_dy_xmu;  // += dy * (x - mean)
 };
 
 struct LaneGradSumsArgs {
@@ -97,6 +95,10 @@ struct TypeKernels {
     void (*lane_grad_sums)(const LaneGradSumsArgs&) noexcept;
     void (*normalize[2])(const NormalizeArgs&) noexcept;  // by Pattern
     void (*input_grad[2])(const InputGradArgs&) noexcept;
+    // Both, of one row each, in turns (Pattern::row).
+    void (*moments_and_normalize)(const RowMomentsArgs&, const NormalizeArgs&) noexcept;
+    void (*grad_sums_and_normalize)(const RowGradSumsArgs&, const NormalizeArgs&) noexcept;
+    void (*grad_sums_and_input_grad)(const RowGradSumsArgs&, const InputGradArgs&) noexcept;
     // Each of `channels` values `plane` times, to lanes with lane_padding more.
     void (*expand)(const void* values, std::int64_t channels, std::int64_t plane, void* lanes) noexcept;
     void (*finish_streams)() noexcept;  // after streaming, before another thread may read what was written
