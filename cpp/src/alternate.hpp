@@ -24,36 +24,6 @@ struct Slab {
     bool none() const noexcept { return channels.size() == 0; }
 };
 
-// The rows of a slab in the operands that some terms access, all of which are direct.
-class SlabRows {
-  public:
-    SlabRows(const Box& box, const Access (&access)[roles], const Slab& slab) noexcept : box_(box), slab_(slab) {
-        for (int r = 0; r < roles; ++r) {
-            const Operand& operand = box.operand[r];
-            if (access[r] != Access::none && !slab.none())
-                base_[r] = operand.data + operand.offset(box.level[group], group, slab.group);
-        }
-    }
-
-    // Part of a row of the slab's b-th channel.
-    Span row(int64_t o, int64_t b, Range inners) const noexcept {
-        Span span{1, inners.size(), 0};
-        for (int r = 0; r < roles; ++r) {
-            if (!base_[r]) continue;
-            const Operand& operand = box_.operand[r];
-            span.data[r] = base_[r] + operand.offset(box_.level[outer], outer, o) +
-                           operand.offset(box_.level[channel], channel, slab_.channels.begin + b) +
-                           inners.begin * item_size(box_.dtype);
-        }
-        return span;
-    }
-
-  private:
-    const Box& box_;
-    const Slab& slab_;
-    char* base_[roles] = {};
-};
-
 inline void both(const kernels::TypeKernels& kernels, const kernels::RowMomentsArgs& read,
                  const kernels::NormalizeArgs& write) noexcept {
     kernels.moments_and_normalize(read, write);
@@ -72,7 +42,7 @@ template <class Reduce, class Apply>
 void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written) noexcept {
     const Box& box = stages.box;
     const int64_t unit = item_size(box.dtype);
-    const SlabRows from(box, Reduce::access, read), to(box, Apply::access, written);
+    const DirectRows from(box, Reduce::access, read.group), to(box, Apply::access, written.group);
     const int64_t reads = read.channels.size(), writes = written.channels.size();
 
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
@@ -81,19 +51,21 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
         RowSums sums[most_alternate_block];
         for (int64_t o = outers.begin; o < outers.end; ++o)
             for (int64_t b = 0; b < reads || b < writes; ++b) {
-                Span source = from.row(o, b, inners), target = to.row(o, b, inners);
+                const int64_t read_c = read.channels.begin + b, written_c = written.channels.begin + b;
+                const Span source = from.row(o, b < reads ? read_c : 0, inners);
+                const Span target = to.row(o, b < writes ? written_c : 0, inners);
                 const void* at[coefficient_count] = {};
-                const int64_t c = written.group * Memory::coefficient_pitch(box) + written.channels.begin + b;
+                const int64_t c = written.group * Memory::coefficient_pitch(box) + written_c;
                 for (int i = 0; i < Apply::coefficients; ++i)
                     at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + c * unit;
                 const bool stream = streams(stages, target.data[role_out], 0, inners.size() * unit);
 
                 if (b >= writes)
-                    terms.add(terms.row_args(source, terms.around(read.channels.begin + b), sums[b]));
+                    terms.add(terms.row_args(source, terms.around(read_c), sums[b]));
                 else if (b >= reads)
                     Apply::write(stages, Apply::args(box, target, at, stream));
                 else
-                    both(stages.kernels, terms.row_args(source, terms.around(read.channels.begin + b), sums[b]),
+                    both(stages.kernels, terms.row_args(source, terms.around(read_c), sums[b]),
                          Apply::args(box, target, at, stream));
             }
         for (int64_t b = 0; b < reads; ++b) finish_row(terms, sums[b], read.group, k, read.channels.begin + b);

@@ -6,7 +6,7 @@ namespace batchnorm {
 namespace {
 
 // Rows of less are taken channel by channel: a kernel call for each would cost more than their order brings.
-constexpr int64_t long_row_bytes = 2048;
+constexpr int64_t long_row_bytes = 1024;
 
 // What the kernels look up for channels of a group, from the first one on.
 template <class Terms>
@@ -66,13 +66,15 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
             }
             write(span, span.first);
         });
+    } else if (inners.size() * unit >= long_row_bytes && all_direct(box, Terms::access)) {
+        // In memory order, the channels of an outer index after each other.
+        const DirectRows rows(box, Terms::access, g);
+        for (int64_t o = outers.begin; o < outers.end; ++o)
+            for (int64_t c = channels.begin; c < channels.end; ++c) write(rows.row(o, c, inners), c - channels.begin);
     } else {
-        // Long rows in memory order, the channels of an outer index after each other.
-        const int64_t step = inners.size() * unit >= long_row_bytes ? 1 : outers.size();
-        for (int64_t o = outers.begin; o < outers.end; o += step)
-            for (int64_t c = channels.begin; c < channels.end; ++c)
-                for_each_span(box, {g, {c, c + 1}, {o, o + step}, inners}, Terms::access, tiles,
-                              [&](const Span& span) { write(span, c - channels.begin); });
+        for (int64_t c = channels.begin; c < channels.end; ++c)
+            for_each_span(box, {g, {c, c + 1}, outers, inners}, Terms::access, tiles,
+                          [&](const Span& span) { write(span, c - channels.begin); });
     }
     if (stages.stream) stages.kernels.finish_streams();
 }

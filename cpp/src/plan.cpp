@@ -7,14 +7,15 @@ namespace {
 constexpr int64_t cached_bytes = 4 << 20;
 // An output of this size would push out of the caches more than what of it would stay in them.
 constexpr int64_t streamed_bytes = 8 << 20;
-// Work of a task of the two passes, and memory that it should read in one go.
+// Work of a task of the two passes, and memory that a block of channels should read in one go.
 constexpr int64_t task_elements = 32768;
 constexpr int64_t contiguous_bytes = 98304;
 
+// Of each row, a task should read so much.
+constexpr int64_t least_row_bytes = 1024;
 // Pattern::lane. A block of columns, in L2; and of it, rows of all operands and their coefficients, in L1.
 constexpr int64_t slab_bytes = 1 << 20;
 constexpr int64_t row_bytes_in_l1 = 28 << 10;
-constexpr int64_t least_column_bytes = 1024;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
@@ -26,38 +27,51 @@ int64_t whole_lines(int64_t channels, const Box& box) noexcept {
     return channels > step ? channels / step * step : step;
 }
 
+bool streams(const Box& box) noexcept { return box.elements() * item_size(box.dtype) >= streamed_bytes; }
+
+Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept {
+    // Channels that together are contiguous for long, if they still fit the cache and there is work for all.
+    const int64_t row_bytes = box.inners() * item_size(box.dtype);
+    const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
+    int64_t block = min(ceil_div(contiguous_bytes, row_bytes), box.channels());
+    while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads)) block /= 2;
+
+    bool direct = true;
+    for (const Operand& operand : box.operand) direct &= operand.data == nullptr || operand.direct;
+    if (reduces && direct && row_bytes >= least_row_bytes && channel_bytes <= 2 * cached_bytes &&
+        box.statistics() >= 2 * threads)
+        return {Traversal::alternate, min(block, most_alternate_block), streams(box)};
+
+    const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
+    if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads)
+        return {Traversal::slabs, block, streams(box)};
+    const int64_t task = min(ceil_div(task_elements, chunks.values(0)), box.channels());
+    return {Traversal::two_passes, task > block ? task : block, streams(box)};
+}
+
+Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept {
+    const int64_t unit = item_size(box.dtype), all = box.lanes();
+    const auto blocks_of = [&](int64_t lanes) {
+        return min(box.channels(), whole_lines(ceil_div(lanes, box.plane), box));
+    };
+    // Rows of all operands and what the kernels look up for them, at most three values for each operand.
+    const int64_t in_l1 = row_bytes_in_l1 / (unit * (4 * tensors + 1));
+
+    // Columns, all rows of them: if they stay in cache and are long enough in each row. Even parts, as many for each
+    // thread.
+    const int64_t fitting = min(slab_bytes / (box.outers() * unit * tensors), in_l1);
+    if (reduces && fitting * unit >= least_row_bytes && box.groups() * all * unit >= least_row_bytes * threads) {
+        const int64_t parts = ceil_div(ceil_div(all, fitting), threads) * threads;
+        return {Traversal::slabs, blocks_of(ceil_div(all, parts)), streams(box)};
+    }
+    return {Traversal::two_passes, blocks_of(ceil_div(all, ceil_div(all, in_l1))), streams(box)};
+}
+
 }  // namespace
 
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept {
-    const bool stream = box.elements() * item_size(box.dtype) >= streamed_bytes;
-    const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
-    if (box.pattern == Pattern::row) {
-        // Channels that together are contiguous for long, if they still fit the cache and there is work for all.
-        const int64_t row_bytes = box.inners() * item_size(box.dtype);
-        int64_t block = min(ceil_div(contiguous_bytes, row_bytes), box.channels());
-        while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads))
-            block /= 2;
-        const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
-        bool in_place = true;
-        for (const Operand& operand : box.operand) in_place &= operand.data == nullptr || operand.direct;
-        const bool in_l2 = box.elements() * item_size(box.dtype) * tensors <= slab_bytes;
-        if (reduces && in_place && !in_l2 && row_bytes >= 1024 && channel_bytes <= 2 * cached_bytes &&
-            box.statistics() >= 2 * threads)
-            return {Traversal::alternate, min(block, most_alternate_block), stream};
-        if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads)
-            return {Traversal::slabs, block, stream};
-        const int64_t task = min(ceil_div(task_elements, chunks.values(0)), box.channels());
-        return {Traversal::two_passes, task > block ? task : block, stream};
-    }
-    // Columns: blocks of lanes over all rows, if what a block needs stays in cache and it is a KB and more of each row.
-    const int64_t unit = item_size(box.dtype), fewest = least_column_bytes / unit;
-    int64_t lanes = min(slab_bytes / (box.outers() * unit * tensors), row_bytes_in_l1 / (unit * (4 * tensors + 1)));
-    while (lanes > fewest && box.groups() * box.lanes() < lanes * threads) lanes /= 2;
-    if (reduces && lanes >= fewest && box.groups() * box.lanes() >= lanes * threads)
-        return {Traversal::slabs, min(box.channels(), whole_lines(lanes / box.plane, box)), stream};
-    lanes = row_bytes_in_l1 / (unit * (4 * tensors + 1));
-    lanes = ceil_div(box.lanes(), ceil_div(box.lanes(), lanes));  // even parts
-    return {Traversal::two_passes, min(box.channels(), whole_lines(ceil_div(lanes, box.plane), box)), stream};
+    return box.pattern == Pattern::row ? plan_rows(box, chunks, tensors, reduces, threads)
+                                       : plan_lanes(box, tensors, reduces, threads);
 }
 
 }  // namespace batchnorm

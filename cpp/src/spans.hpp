@@ -8,6 +8,8 @@
 
 namespace batchnorm {
 
+enum class Access : std::uint8_t { none, read, write };
+
 // Part of a group: one channel (Pattern::row) or a range of lanes (Pattern::lane), over part of outer and inner.
 struct Region {
     int64_t group;
@@ -21,12 +23,42 @@ struct Span {
     int64_t stride[roles] = {};
 };
 
+// Whether kernels can take all operands that are accessed where they are.
+inline bool all_direct(const Box& box, const Access (&access)[roles]) noexcept {
+    for (int r = 0; r < roles; ++r)
+        if (access[r] != Access::none && !box.operand[r].direct) return false;
+    return true;
+}
+
+// Rows of a group in Pattern::row, one by one, where all operands are direct.
+class DirectRows {
+  public:
+    DirectRows(const Box& box, const Access (&access)[roles], int64_t g) noexcept : box_(box) {
+        for (int r = 0; r < roles; ++r)
+            if (access[r] != Access::none)
+                base_[r] = box.operand[r].data + box.operand[r].offset(box.level[group], group, g);
+    }
+
+    Span row(int64_t o, int64_t c, Range inners) const noexcept {
+        Span span{1, inners.size(), 0};
+        for (int r = 0; r < roles; ++r) {
+            if (!base_[r]) continue;
+            const Operand& operand = box_.operand[r];
+            span.data[r] = base_[r] + operand.offset(box_.level[outer], outer, o) +
+                           operand.offset(box_.level[channel], channel, c) + inners.begin * item_size(box_.dtype);
+        }
+        return span;
+    }
+
+  private:
+    const Box& box_;
+    char* base_[roles] = {};
+};
+
 // A tile holds one operand's share of a kernel call; a worker has one for each operand.
 inline constexpr int64_t tile_elements = 4096;
 static_assert(tile_elements % kernels::row_alignment == 0);
 inline constexpr int64_t tile_bytes = tile_elements * 8;
-
-enum class Access : std::uint8_t { none, read, write };
 
 // n elements of a row, from its `start`-th on, to or from contiguous memory.
 void pack(const Box& box, const Operand& operand, const char* row, int64_t start, int64_t n, char* packed) noexcept;
