@@ -52,6 +52,7 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
 Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept {
     const int64_t unit = item_size(box.dtype), all = box.lanes();
     const auto blocks_of = [&](int64_t lanes) {
+        if (box.fold() > 1) return box.channels();  // rows are folded as a whole
         return min(box.channels(), whole_lines(ceil_div(lanes, box.plane), box));
     };
     // Rows of all operands and what the kernels look up for them, at most three values for each operand.
