@@ -43,9 +43,10 @@ struct Operand {
 
 inline constexpr int64_t most_folded_lanes = 256;
 
-// Planes of at most so many elements are lanes, if there are so many of them to each channel.
+// Planes of at most so many elements are lanes, if there are enough of them to each channel.
 inline constexpr int64_t most_plane_lanes = 256;
-inline constexpr int64_t least_plane_rows = 8;
+// So many rows make it worth while to gather the sums of several lanes.
+inline constexpr int64_t least_lane_rows = 8;
 
 struct Box {
     Level level[levels];
@@ -74,9 +75,11 @@ struct Box {
     int64_t values() const noexcept { return outers() * inners() * plane; }  // M: elements behind each
     int64_t elements() const noexcept { return statistics() * values(); }
 
-    // Few lanes leave most of a vector idle: so many rows are then reduced as one.
+    // Few lanes leave most of a vector idle: so many rows are then reduced as one, if several of these remain.
     int64_t fold() const noexcept {
-        return pattern == Pattern::lane && 2 * lanes() <= most_folded_lanes ? most_folded_lanes / lanes() : 1;
+        if (pattern == Pattern::row || 2 * lanes() > most_folded_lanes) return 1;
+        const int64_t rows = most_folded_lanes / lanes(), most = outers() / least_lane_rows;
+        return rows < most ? rows : most > 1 ? most : 1;
     }
 
     // The level along which kernels see rows of contiguous elements.

@@ -6,7 +6,7 @@ namespace {
 // Elements of a chunk: enough that a slot (16 bytes for each statistic) costs nothing, few enough to share the work.
 constexpr int64_t target_elements = 32768;
 // Channels-last: rows of a chunk, so that its row of slots stays a few per cent of what is read, and chunks at most.
-constexpr int64_t least_lane_rows = 128;
+constexpr int64_t least_chunk_rows = 128;
 constexpr int64_t most_lane_chunks = 256;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
@@ -29,7 +29,7 @@ Chunks::Chunks(const Box& box) noexcept
     } else if (box.pattern == Pattern::row) {
         outer_step = max(1, target_elements / inners);
     } else {
-        outer_step = max(max(least_lane_rows, target_elements / box.lanes()), ceil_div(outers, most_lane_chunks));
+        outer_step = max(max(least_chunk_rows, target_elements / box.lanes()), ceil_div(outers, most_lane_chunks));
     }
     inner_count = ceil_div(inners, inner_step);
     outer_step = ceil_div(outers, ceil_div(outers, outer_step));  // even parts

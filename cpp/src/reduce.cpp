@@ -48,10 +48,12 @@ void* expand(Range channels, int64_t plane, int64_t fold, void* memory, const Va
 
 // Adds up the sums of the lanes that share a statistic.
 void gather(const double* sums, int64_t channels, int64_t plane, int64_t fold, double* totals) noexcept {
-    for (int64_t c = 0; c < channels; ++c) totals[c] = plane == 1 ? sums[c] : total(sums + c * plane, plane);
-    for (int64_t f = 1; f < fold; ++f) {
-        sums += channels * plane;
-        for (int64_t c = 0; c < channels; ++c) totals[c] += plane == 1 ? sums[c] : total(sums + c * plane, plane);
+    for (int64_t c = 0; c < channels; ++c) totals[c] = 0;
+    for (int64_t f = 0; f < fold; ++f, sums += channels * plane) {
+        if (plane == 1)
+            for (int64_t c = 0; c < channels; ++c) totals[c] += sums[c];
+        else
+            for (int64_t c = 0; c < channels; ++c) totals[c] += total(sums + c * plane, plane);
     }
 }
 

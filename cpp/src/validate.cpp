@@ -37,7 +37,6 @@ bool Validator::can_check(const char* name, const View& view, bool has_data, boo
 void Validator::x(const View& x, const Axes& axes) noexcept {
     x_ = &x;
     if (!can_check("x", x, true, false)) return;
-    const ShapeText shape(x.shape, x.rank);
 
     for (int i = 0; i < axes.count; ++i) {
         // A list longer than Axes holds repeats an axis or has one out of range in what it does hold.
@@ -45,7 +44,7 @@ void Validator::x(const View& x, const Axes& axes) noexcept {
         const int at = axis < 0 ? axis + x.rank : axis;
         if (at < 0 || at >= x.rank) {
             status_ = failure(Code::invalid_value, "%s: axis %d is out of range for x of shape %s", function_, axis,
-                              shape.text);
+                              ShapeText(x.shape, x.rank).text);
             return;
         }
         if (kept_[at]) {
@@ -63,7 +62,8 @@ void Validator::x(const View& x, const Axes& axes) noexcept {
         const bool too_large =
             x.shape[d] > 0 && (__builtin_mul_overflow(elements, x.shape[d], &elements) || elements > most_elements);
         if (x.shape[d] < 0 || too_large) {
-            status_ = failure(Code::invalid_value, "%s: x has the impossible shape %s", function_, shape.text);
+            status_ = failure(Code::invalid_value, "%s: x has the impossible shape %s", function_,
+                              ShapeText(x.shape, x.rank).text);
             return;
         }
         (kept_[d] ? statistics : values) *= x.shape[d];
