@@ -49,6 +49,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
         const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
         const Reduce terms(stages, read.group, k);
         RowSums sums[most_alternate_block];
+        for (int64_t b = 0; b < reads; ++b) sums[b].clear();
         for (int64_t o = outers.begin; o < outers.end; ++o)
             for (int64_t b = 0; b < reads || b < writes; ++b) {
                 const int64_t read_c = read.channels.begin + b, written_c = written.channels.begin + b;

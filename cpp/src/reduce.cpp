@@ -61,6 +61,7 @@ template <class Terms>
 void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, char* tiles) noexcept {
     for (int64_t c = chunk.channels.begin; c < chunk.channels.end; ++c) {
         RowSums sums;
+        sums.clear();
         for_each_span(terms.stages.box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, Terms::access, tiles,
                       [&](const Span& span) { terms.add(terms.row_args(span, terms.around(c), sums)); });
         finish_row(terms, sums, chunk.group, k, c);

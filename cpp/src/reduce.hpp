@@ -7,7 +7,12 @@ namespace batchnorm {
 
 // The accumulators of one channel in Pattern::row.
 struct RowSums {
-    alignas(64) double sums[2][kernels::row_accumulators] = {};
+    alignas(64) double sums[2][kernels::row_accumulators];
+
+    void clear() noexcept {
+        for (double (&sum)[kernels::row_accumulators] : sums)
+            for (double& accumulator : sum) accumulator = 0;
+    }
 };
 
 // The sums of a chunk's (x - pivot) and (x - pivot)^2, which become its mean and m2. The pivot of a channel is the
