@@ -15,12 +15,15 @@ constexpr int64_t contiguous_bytes = 98304;
 constexpr int64_t slab_bytes = 1 << 20;
 constexpr int64_t row_bytes_in_l1 = 28 << 10;
 constexpr int64_t least_column_bytes = 1024;
+// A block has all lanes of rows that are folded: these are to follow each other without a gap.
+static_assert(least_column_bytes / 8 >= most_folded_lanes / 2);
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
-// About so many channels, which end where a cache line does.
+// About so many channels, which end where a cache line does; all of them if they are no more.
 int64_t whole_lines(int64_t channels, const Box& box) noexcept {
+    if (channels >= box.channels()) return box.channels();
     int64_t step = 64 / item_size(box.dtype);
     for (int64_t plane = box.plane; plane % 2 == 0 && step > 1; plane /= 2) step /= 2;
     return channels > step ? channels / step * step : step;
