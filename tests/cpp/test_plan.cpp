@@ -68,6 +68,7 @@ void ways() {
              // In turns.
              {{9, 37, 29, 31}, {1}, row, 1, 1, alternate, alternate},
              {{13, 80, 17, 16}, {1}, row, 1, 1, alternate, alternate},
+             {{3, 403, 16, 17}, {1}, row, 1, 1, alternate, alternate},
              {{97, 6, 22, 25}, {1}, row, 1, 1, alternate, alternate},
              {{2, 5, 181, 183}, {1}, row, 1, 1, alternate, alternate},
              {{3, 9, 13, 29, 31}, {0, 2}, row, 1, 1, alternate, alternate},
@@ -77,6 +78,7 @@ void ways() {
              {{28, 80, 30, 32}, {1}, row, 1, 1, alternate, alternate, true},
              {{450, 100, 7, 7}, {1}, lane, 49, 1, slabs, slabs, true},
              {{32001, 67}, {1}, lane, 1, 3, passes, passes, true},
+             {{700001, 3}, {1}, lane, 1, 85, passes, passes, true},
              {{1050, 2003}, {1}, lane, 1, 1, passes, passes, true},
          }) {
         const Box box = box_of(way.shape, way.axes, DType::f32);

@@ -50,6 +50,7 @@ COLUMNS = {
 IN_TURNS = {
     "one chunk": ((9, 37, 29, 31), 1, None),
     "blocks of 11 channels": ((13, 80, 17, 16), 1, None),
+    "blocks of 32 channels": ((3, 403, 16, 17), 1, None),
     "several chunks": ((97, 6, 22, 25), 1, None),
     "planes are cut": ((2, 5, 181, 183), 1, None),
     "groups of channels": ((3, 9, 13, 29, 31), (0, 2), None),
@@ -62,6 +63,7 @@ STREAMED = {
     "streamed rows of whole lines": ((28, 80, 30, 32), 1, None),
     "streamed planes": ((450, 100, 7, 7), 1, None),
     "streamed NC, joined": ((32001, 67), 1, None),
+    "streamed NC of 3": ((700001, 3), 1, None),
     "streamed NC, columns": ((1050, 2003), 1, None),
 }
 SMALL = FOLDED | PLANES | COLUMNS
