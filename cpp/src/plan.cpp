@@ -5,8 +5,9 @@ namespace {
 
 // What a thread may expect to find in its caches on the second reading.
 constexpr int64_t cached_bytes = 4 << 20;
-// An output of this size would push out of the caches more than what of it would stay in them.
-constexpr int64_t streamed_bytes = 8 << 20;
+// Outputs of this size are written past the caches: of calls that only apply, that go over x twice, and over dy as
+// well. The more a call reads, the sooner its output pushes out what it reads again (docs/performance.md).
+constexpr int64_t streamed_bytes[] = {24 << 20, 16 << 20, 8 << 20};
 // Work of a task of the two passes, and memory that a block of channels should read in one go.
 constexpr int64_t task_elements = 32768;
 constexpr int64_t contiguous_bytes = 98304;
@@ -20,14 +21,17 @@ constexpr int64_t row_bytes_in_l1 = 28 << 10;
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
-// About so many channels, which end where a cache line does.
+// About so many channels, which end where a cache line does; all of them if they are no more.
 int64_t whole_lines(int64_t channels, const Box& box) noexcept {
+    if (channels >= box.channels()) return box.channels();
     int64_t step = 64 / item_size(box.dtype);
     for (int64_t plane = box.plane; plane % 2 == 0 && step > 1; plane /= 2) step /= 2;
     return channels > step ? channels / step * step : step;
 }
 
-bool streams(const Box& box) noexcept { return box.elements() * item_size(box.dtype) >= streamed_bytes; }
+bool streams(const Box& box, int tensors, bool reduces) noexcept {
+    return box.elements() * item_size(box.dtype) >= streamed_bytes[reduces ? tensors : 0];
+}
 
 Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept {
     // Channels that together are contiguous for long, if they still fit the cache and there is work for all.
@@ -40,13 +44,13 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     for (const Operand& operand : box.operand) direct &= operand.data == nullptr || operand.direct;
     if (reduces && direct && row_bytes >= least_row_bytes && channel_bytes <= 2 * cached_bytes &&
         box.statistics() >= 2 * threads)
-        return {Traversal::alternate, min(block, most_alternate_block), streams(box)};
+        return {Traversal::alternate, min(block, most_alternate_block), streams(box, tensors, reduces)};
 
     const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
     if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads)
-        return {Traversal::slabs, block, streams(box)};
+        return {Traversal::slabs, block, streams(box, tensors, reduces)};
     const int64_t task = min(ceil_div(task_elements, chunks.values(0)), box.channels());
-    return {Traversal::two_passes, task > block ? task : block, streams(box)};
+    return {Traversal::two_passes, task > block ? task : block, streams(box, tensors, reduces)};
 }
 
 Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept {
@@ -63,9 +67,9 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
     const int64_t fitting = min(slab_bytes / (box.outers() * unit * tensors), in_l1);
     if (reduces && fitting * unit >= least_row_bytes && box.groups() * all * unit >= least_row_bytes * threads) {
         const int64_t parts = ceil_div(ceil_div(all, fitting), threads) * threads;
-        return {Traversal::slabs, blocks_of(ceil_div(all, parts)), streams(box)};
+        return {Traversal::slabs, blocks_of(ceil_div(all, parts)), streams(box, tensors, reduces)};
     }
-    return {Traversal::two_passes, blocks_of(ceil_div(all, ceil_div(all, in_l1))), streams(box)};
+    return {Traversal::two_passes, blocks_of(ceil_div(all, ceil_div(all, in_l1))), streams(box, tensors, reduces)};
 }
 
 }  // namespace

@@ -13,13 +13,18 @@ const std::vector<Setup>& setups() {
             {{4, 6, 9, 5}, {0, 1}},
             {{4, 9, 6, 5}, {0, 2}, DType::f64},
             {{6, 16, 49}, {1}, DType::f32, Layout::channels_last, Layout::records, Layout::transposed},
+            {{17, 5, 9}, {1}},   // folded
+            {{9, 19, 22}, {1}},  // small planes
+            {{2, 11, 7, 33}, {0, 2}, DType::f64},
         };
         if (!quick())
             some.insert(some.end(), {{{40, 3, 1000}, {1}},
                                      {{1, 2, 33000}, {1}, DType::f64},
                                      {{8000, 5}, {1}},
                                      {{300, 130}, {1}},
-                                     {{2, 5000}, {1}}});
+                                     {{2, 5000}, {1}},
+                                     {{21, 50, 49}, {1}},
+                                     {{9, 37, 400}, {1}, DType::f64}});  // read and written in turns
         return some;
     }();
     return all;

@@ -170,7 +170,13 @@ void large_arrays() {
              Setup{{300, 260}, {-1}, DType::f32, Layout::padded, Layout::reversed, Layout::misaligned},
              Setup{{3, 5000}, {-1}},  // wide rows
              Setup{{3, 5000}, {-1}, DType::f32, Layout::records, Layout::records, Layout::records},
-             Setup{{6, 5, 300, 3}, {0, 3}},  // groups
+             Setup{{6, 5, 300, 3}, {0, 3}},                                                              // groups
+             Setup{{300, 3, 2}, {1}, DType::f64, Layout::padded, Layout::contiguous, Layout::reversed},  // folded
+             Setup{{17, 33, 49}, {1}},                                                                   // planes
+             Setup{{17, 33, 49}, {1}, DType::f32, Layout::misaligned, Layout::misaligned, Layout::misaligned},
+             Setup{{17, 33, 49}, {1}, DType::f64, Layout::records, Layout::transposed, Layout::padded},
+             Setup{{9, 37, 400}, {1}, DType::f64},  // in turns
+             Setup{{9, 37, 400}, {1}, DType::f64, Layout::misaligned, Layout::padded, Layout::misaligned},
          })
         check_variants(setup);
 }

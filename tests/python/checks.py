@@ -76,3 +76,42 @@ def check_inference(x, dy, axis, gamma, beta, eps, options):
     for name in ("dx", "dgamma", "dbeta"):
         assert getattr(grads, name).dtype == x.dtype
         assert_matches(getattr(grads, name), getattr(want, name), f"inference {name}")
+
+
+def all_results(x, axis, threads):
+    """Every array that every function returns."""
+    dy, (gamma, beta) = random_like(x), random_params(x, axis)
+    options = {"threads": threads}
+    y, saved = bn.batch_norm(x, gamma, beta, axis=axis, **options)
+    stats = saved.mean, saved.var
+    m = bn.moments(x, axis=axis, **options)
+    y_split, saved_split = bn.normalize(x, m, gamma, beta, axis=axis, **options)
+    sums = bn.grad_sums(dy, x, saved, **options)
+    fused = [y, saved.mean, saved.inv_std, *bn.batch_norm_backward(dy, x, saved, gamma, **options)[:3]]
+    split = [y_split, saved_split.mean, saved_split.inv_std]
+    split += bn.input_grad(dy, x, saved, sums, gamma, **options)[:3]
+    inference = bn.batch_norm_inference(x, *stats, gamma, beta, axis=axis, **options)
+    inference_grads = bn.batch_norm_inference_backward(dy, x, *stats, gamma, axis=axis, **options)
+    return fused, split, [m.mean, m.m2, saved.var, sums.sum_dy, sums.sum_dy_xmu, inference, *inference_grads[:3]]
+
+
+def writers(x, dy, axis=1, threads=None):
+    """name: calls the function with an out"""
+    gamma, beta = random_params(x, axis)
+    m = bn.moments(x, axis=axis)
+    saved = bn.batch_norm(x, axis=axis)[1]
+    sums = bn.grad_sums(dy, x, saved)
+    mean, var = saved.mean, saved.var
+
+    def inference_backward(x, dy, out):
+        return bn.batch_norm_inference_backward(dy, x, mean, var, gamma, axis=axis, out=out, threads=threads).dx
+
+    of_axis, of_saved = {"axis": axis, "threads": threads}, {"threads": threads}
+    return {
+        "batch_norm": lambda x, dy, out: bn.batch_norm(x, gamma, beta, out=out, **of_axis)[0],
+        "normalize": lambda x, dy, out: bn.normalize(x, m, gamma, beta, out=out, **of_axis)[0],
+        "inference": lambda x, dy, out: bn.batch_norm_inference(x, mean, var, gamma, beta, out=out, **of_axis),
+        "backward": lambda x, dy, out: bn.batch_norm_backward(dy, x, saved, gamma, out=out, **of_saved).dx,
+        "inference_backward": inference_backward,
+        "input_grad": lambda x, dy, out: bn.input_grad(dy, x, saved, sums, gamma, out=out, **of_saved).dx,
+    }

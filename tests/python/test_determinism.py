@@ -9,29 +9,12 @@ import time
 import numpy as np
 import pytest
 from cases import PATHS, path_input
-from checks import random_like, random_params, same_bits
+from checks import all_results, same_bits
 from child import output_of
 
 import batchnorm as bn
 
 # ------------------------------------------------------------------------------------------------------------ bits
-
-
-def all_results(x, axis, threads):
-    """Every array that every function returns."""
-    dy, (gamma, beta) = random_like(x), random_params(x, axis)
-    options = {"threads": threads}
-    y, saved = bn.batch_norm(x, gamma, beta, axis=axis, **options)
-    stats = saved.mean, saved.var
-    m = bn.moments(x, axis=axis, **options)
-    y_split, saved_split = bn.normalize(x, m, gamma, beta, axis=axis, **options)
-    sums = bn.grad_sums(dy, x, saved, **options)
-    fused = [y, saved.mean, saved.inv_std, *bn.batch_norm_backward(dy, x, saved, gamma, **options)[:3]]
-    split = [y_split, saved_split.mean, saved_split.inv_std]
-    split += bn.input_grad(dy, x, saved, sums, gamma, **options)[:3]
-    inference = bn.batch_norm_inference(x, *stats, gamma, beta, axis=axis, **options)
-    inference_grads = bn.batch_norm_inference_backward(dy, x, *stats, gamma, axis=axis, **options)
-    return fused, split, [m.mean, m.m2, saved.var, sums.sum_dy, sums.sum_dy_xmu, inference, *inference_grads[:3]]
 
 
 @pytest.mark.parametrize("path", PATHS)

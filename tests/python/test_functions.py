@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 from cases import PATHS, VIEWS, misaligned, path_input, viewed
-from checks import check_all, check_inference, random_like, random_params, same_bits
+from checks import check_all, check_inference, random_like, random_params, same_bits, writers
 from reference import assert_matches
 
 import batchnorm as bn
@@ -151,23 +151,6 @@ def test_memmap():
 
 
 # ------------------------------------------------------------------------------------------------------------ out
-
-
-def writers(x, dy):
-    """name: calls the function with an out"""
-    gamma, beta = random_params(x, 1)
-    m = bn.moments(x)
-    saved = bn.batch_norm(x)[1]
-    stats = saved.mean, saved.var
-    sums = bn.grad_sums(dy, x, saved)
-    return {
-        "batch_norm": lambda x, dy, out: bn.batch_norm(x, gamma, beta, out=out)[0],
-        "normalize": lambda x, dy, out: bn.normalize(x, m, gamma, beta, out=out)[0],
-        "inference": lambda x, dy, out: bn.batch_norm_inference(x, *stats, gamma, beta, out=out),
-        "backward": lambda x, dy, out: bn.batch_norm_backward(dy, x, saved, gamma, out=out).dx,
-        "inference_backward": lambda x, dy, out: bn.batch_norm_inference_backward(dy, x, *stats, gamma, out=out).dx,
-        "input_grad": lambda x, dy, out: bn.input_grad(dy, x, saved, sums, gamma, out=out).dx,
-    }
 
 
 WRITERS = list(writers(normal((2, 3, 4)), normal((2, 3, 4))))

@@ -40,6 +40,19 @@ def test_functions_and_numbers(isa, tmp_path):
     assert "skipped" not in done.stdout
 
 
+@pytest.mark.parametrize("isa", ISAS[1:])
+def test_traversals(isa):
+    """Numbers and bits of every way through the box; the best instruction set has the whole file."""
+    done = run_python(
+        *("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+        *("-c", str(HERE.parents[1] / "pyproject.toml"), "--rootdir", str(HERE.parents[1])),
+        *(str(HERE / "test_traversals.py"), "-k", "test_numbers or test_bits or test_the_first_output"),
+        timeout=900,
+        BATCHNORM_ISA=isa,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
 def test_unknown_name():
     code = """
         import numpy as np, batchnorm as bn

@@ -1,0 +1,137 @@
+// How calls go through the box: which way each shape of tests/python/test_traversals.py takes, and what the stages rely
+// on for all of them.
+#include "../../cpp/src/plan.hpp"
+#include "check.hpp"
+#include "tensor.hpp"
+
+namespace {
+
+using batchnorm::Box;
+using batchnorm::Chunks;
+using batchnorm::Pattern;
+using batchnorm::Plan;
+using batchnorm::Traversal;
+
+constexpr const char* pattern_names[] = {"row", "lane"};
+constexpr const char* traversal_names[] = {"alternate", "slabs", "two passes"};
+
+// The box of a tensor in memory order; every operand is like x if `alike`, and dy and out are absent otherwise.
+Box box_of(const Shape& shape, const std::vector<int>& axes, DType dtype, bool alike = false) {
+    static char memory;
+    batchnorm::View x = batchnorm::view(static_cast<float*>(nullptr), {});
+    x.data = &memory;
+    x.dtype = dtype;
+    x.rank = static_cast<int>(shape.size());
+    int64_t stride = batchnorm::item_size(dtype);
+    for (int d = x.rank; d-- > 0;) {
+        x.shape[d] = shape[static_cast<std::size_t>(d)];
+        x.stride[d] = stride;
+        stride *= x.shape[d];
+    }
+    bool kept[batchnorm::max_rank] = {};
+    for (const int axis : axes) kept[axis] = true;
+    return batchnorm::canonicalize({&x, alike ? &x : nullptr, alike ? &x : nullptr}, kept);
+}
+
+struct Way {
+    Shape shape;
+    std::vector<int> axes;
+    Pattern pattern;
+    int64_t plane, fold;
+    Traversal forward, backward;
+    bool stream = false;
+};
+
+// Of float32, with two threads.
+void ways() {
+    constexpr Pattern row = Pattern::row, lane = Pattern::lane;
+    constexpr Traversal alternate = Traversal::alternate, slabs = Traversal::slabs, passes = Traversal::two_passes;
+    for (const Way& way : {
+             // Folded.
+             Way{{300, 3, 2}, {1}, lane, 2, 42, passes, passes},
+             {{2001, 5, 3, 3}, {1}, lane, 9, 5, passes, passes},
+             {{261, 8, 4, 4}, {1}, lane, 16, 2, passes, passes},
+             {{1900, 17}, {1}, lane, 1, 15, passes, passes},
+             {{301, 127}, {1}, lane, 1, 2, passes, passes},
+             {{301, 129}, {1}, lane, 1, 1, passes, passes},
+             // Planes.
+             {{9, 333, 2}, {1}, lane, 2, 1, passes, passes},
+             {{255, 37, 7, 7}, {1}, lane, 49, 1, slabs, slabs},
+             {{8, 20, 13, 13}, {1}, lane, 169, 1, slabs, slabs},
+             {{257, 5, 255}, {1}, lane, 255, 1, slabs, slabs},
+             {{9, 19, 16, 16}, {1}, lane, 256, 1, slabs, slabs},
+             {{7, 37, 7, 7}, {1}, row, 1, 1, slabs, slabs},
+             {{9, 19, 257}, {1}, row, 1, 1, slabs, slabs},
+             // Columns.
+             {{500, 700}, {1}, lane, 1, 1, slabs, slabs},
+             {{3001, 131}, {1}, lane, 1, 1, passes, passes},
+             // In turns.
+             {{9, 37, 29, 31}, {1}, row, 1, 1, alternate, alternate},
+             {{13, 80, 17, 16}, {1}, row, 1, 1, alternate, alternate},
+             {{3, 403, 16, 17}, {1}, row, 1, 1, alternate, alternate},
+             {{97, 6, 22, 25}, {1}, row, 1, 1, alternate, alternate},
+             {{2, 5, 181, 183}, {1}, row, 1, 1, alternate, alternate},
+             {{3, 9, 13, 29, 31}, {0, 2}, row, 1, 1, alternate, alternate},
+             {{12, 31, 29, 31}, {0, 1}, row, 1, 1, alternate, alternate},
+             // Streamed.
+             {{20, 37, 53, 55}, {1}, row, 1, 1, alternate, alternate, true},
+             {{28, 80, 30, 32}, {1}, row, 1, 1, alternate, alternate, true},
+             {{450, 100, 7, 7}, {1}, lane, 49, 1, slabs, slabs, true},
+             {{32001, 67}, {1}, lane, 1, 3, passes, passes, true},
+             {{700001, 3}, {1}, lane, 1, 85, passes, passes, true},
+             {{1050, 2003}, {1}, lane, 1, 1, passes, passes, true},
+         }) {
+        const Box box = box_of(way.shape, way.axes, DType::f32);
+        const Chunks chunks(box);
+        context = text(way.shape);
+        CHECK_DETAIL(box.pattern == way.pattern, pattern_names[box.pattern]);
+        CHECK_DETAIL(box.plane == way.plane, std::to_string(box.plane));
+        CHECK_DETAIL(box.fold() == way.fold, std::to_string(box.fold()));
+        for (const int tensors : {1, 2}) {
+            const Plan plan = make_plan(box, chunks, tensors, true, 2);
+            CHECK_DETAIL(plan.traversal == (tensors == 1 ? way.forward : way.backward),
+                         traversal_names[static_cast<int>(plan.traversal)]);
+            CHECK(plan.stream == way.stream);
+        }
+    }
+}
+
+void check_plan(const Box& box, const Plan& plan) {
+    CHECK(plan.channel_block >= 1 && plan.channel_block <= box.channels());
+    if (plan.traversal == Traversal::alternate) {
+        CHECK(plan.channel_block <= batchnorm::most_alternate_block);
+        CHECK(box.pattern == Pattern::row);
+    }
+    if (box.pattern == Pattern::row) return;
+    // What a worker has memory for; and rows that are folded are whole.
+    CHECK(plan.channel_block * box.plane * box.fold() <= batchnorm::most_lanes);
+    CHECK(box.fold() == 1 || plan.channel_block == box.channels());
+}
+
+// Every number of lanes and every small plane, with every way to call.
+void blocks_fit() {
+    for (const DType dtype : {DType::f32, DType::f64})
+        for (const int64_t outers : {1, 7, 8, 255, 300, 2000, 200000})
+            for (const int64_t plane : {1, 2, 3, 4, 49, 64, 127, 128, 169, 254, 255, 256, 257, 1024})
+                for (int64_t channels = 1; channels <= 5000; channels += channels < 300 ? 1 : 97) {
+                    if (quick() && channels % 7 != 1) continue;
+                    const Box box = box_of({outers, channels, plane}, {1}, dtype, true);
+                    const Chunks chunks(box);
+                    context = text({outers, channels, plane});
+                    CHECK(box.outers() * box.inners() * box.plane == outers * plane);
+                    CHECK(box.channels() == channels);
+                    for (const int tensors : {1, 2})
+                        for (const int threads : {1, 2, 16, 64}) {
+                            check_plan(box, make_plan(box, chunks, tensors, true, threads));
+                            check_plan(box, make_plan(box, chunks, tensors, false, threads));
+                        }
+                }
+}
+
+}  // namespace
+
+int main() {
+    ways();
+    blocks_fit();
+    return report();
+}
