@@ -148,12 +148,13 @@ def test_numbers_of_large_outputs():
 def test_chunks_of_more_rows_than_a_list(shape):
     """Of 258 rows, and of 516 of which two are one."""
     x = np.random.default_rng(0).integers(-8, 9, shape, np.int8).astype(np.float32)
-    m = bn.moments(x, threads=2)
-    assert np.allclose(m.mean, x.mean(0, np.float64), rtol=0, atol=1e-12)
-    assert np.allclose(m.var(), x.var(0, np.float64), rtol=1e-12, atol=0)
+    total, total_sq = x.sum(0, np.float64), np.einsum("ij,ij->j", x, x, dtype=np.float64)  # exact: integers
+    m, n = bn.moments(x, threads=2), shape[0]
+    assert np.allclose(m.mean, total / n, rtol=0, atol=1e-14)
+    assert np.allclose(m.var(), (n * total_sq - total**2) / n**2, rtol=1e-13, atol=0)
     sums = bn.grad_sums(x, x, bn.Saved(np.zeros(shape[1]), np.ones(shape[1])))
-    assert np.array_equal(sums.sum_dy, x.sum(0, np.float64))
-    assert np.array_equal(sums.sum_dy_xmu, np.einsum("ij,ij->j", x, x, dtype=np.float64))
+    assert np.array_equal(sums.sum_dy, total)
+    assert np.array_equal(sums.sum_dy_xmu, total_sq)
 
 
 # ------------------------------------------------------------------------------------------------------ the same bits
