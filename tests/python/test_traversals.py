@@ -68,7 +68,7 @@ STREAMED = {
     "streamed NC, columns": ((1050, 2003), 1, None),
 }
 # Per-channel work that is worth several threads.
-WIDE = {"coefficients": ((3, 70001), 1, None), "merges of 3 chunks": ((257, 22001), 1, None)}
+WIDE = {"coefficients": ((3, 70001), 1, None), "merges of 9 chunks": ((1025, 7301), 1, None)}
 SMALL = FOLDED | PLANES | COLUMNS
 ALL = SMALL | IN_TURNS
 
