@@ -32,7 +32,8 @@ PLANES = {
     "planes in slabs": ((270, 34, 5, 5), 1, None),
     "planes of two kept axes": ((11, 6, 9, 14), (1, 2), None),
     "planes in groups": ((4, 10, 29, 20), (0, 2), None),
-    "planes of samples": ((7, 37, 6, 11), 1, (2, 1, 3, 0)),
+    "planes of two kept axes, swapped": ((11, 6, 9, 14), (1, 2), (0, 2, 1, 3)),
+    "planes of samples": ((7, 37, 9, 11), 1, (2, 1, 3, 0)),
     # One less or more: rows.
     "7 samples": ((7, 37, 7, 7), 1, None),
     "planes of 257": ((9, 19, 257), 1, None),
@@ -66,6 +67,8 @@ STREAMED = {
     "streamed NC of 3": ((700001, 3), 1, None),
     "streamed NC, columns": ((1050, 2003), 1, None),
 }
+# Per-channel work that is worth several threads.
+WIDE = {"coefficients": ((3, 70001), 1, None), "merges of 9 chunks": ((1025, 7301), 1, None)}
 SMALL = FOLDED | PLANES | COLUMNS
 ALL = SMALL | IN_TURNS
 
@@ -141,15 +144,28 @@ def test_numbers_of_large_outputs():
     check_all(x, axis, dy=dy)
 
 
+@pytest.mark.parametrize("shape", [(66001, 129), (132001, 128)])
+def test_chunks_of_more_rows_than_a_list(shape):
+    """Of 258 rows, and of 516 of which two are one."""
+    x = np.random.default_rng(0).integers(-8, 9, shape, np.int8).astype(np.float32)
+    total, total_sq = x.sum(0, np.float64), np.einsum("ij,ij->j", x, x, dtype=np.float64)  # exact: integers
+    m, n = bn.moments(x, threads=2), shape[0]
+    assert np.allclose(m.mean, total / n, rtol=0, atol=1e-14)
+    assert np.allclose(m.var(), (n * total_sq - total**2) / n**2, rtol=1e-13, atol=0)
+    sums = bn.grad_sums(x, x, bn.Saved(np.zeros(shape[1]), np.ones(shape[1])))
+    assert np.array_equal(sums.sum_dy, total)
+    assert np.array_equal(sums.sum_dy_xmu, total_sq)
+
+
 # ------------------------------------------------------------------------------------------------------ the same bits
 
 
-@pytest.mark.parametrize("name", ALL | STREAMED)
+@pytest.mark.parametrize("name", ALL | STREAMED | WIDE)
 def test_bits_for_any_number_of_threads(name):
-    x, _, axis = inputs((ALL | STREAMED)[name])
+    x, _, axis = inputs((ALL | STREAMED | WIDE)[name])
     fused, split, rest = all_results(x, axis, 1)
     assert_same([split], [fused])
-    for threads in (3, 16) if name in STREAMED else (2, 3, 5, 16):
+    for threads in (2, 3, 5, 16) if name in ALL else (3, 16):
         assert_same(all_results(x, axis, threads), (fused, fused, rest), threads)
 
 
