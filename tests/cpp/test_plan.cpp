@@ -48,20 +48,20 @@ void ways() {
     constexpr Traversal alternate = Traversal::alternate, slabs = Traversal::slabs, passes = Traversal::two_passes;
     for (const Way& way : {
              // Folded.
-             Way{{300, 3, 2}, {1}, lane, 2, 42, passes, passes},
+             Way{{300, 3, 2}, {1}, lane, 2, 37, passes, passes},
              {{2001, 5, 3, 3}, {1}, lane, 9, 5, passes, passes},
              {{261, 8, 4, 4}, {1}, lane, 16, 2, passes, passes},
              {{1900, 17}, {1}, lane, 1, 15, passes, passes},
              {{301, 127}, {1}, lane, 1, 2, passes, passes},
              {{301, 129}, {1}, lane, 1, 1, passes, passes},
              // Planes.
-             {{9, 333, 2}, {1}, lane, 2, 1, passes, passes},
+             {{9, 333, 2}, {1}, lane, 2, 1, slabs, slabs},
              {{255, 37, 7, 7}, {1}, lane, 49, 1, slabs, slabs},
              {{8, 20, 13, 13}, {1}, lane, 169, 1, slabs, slabs},
              {{257, 5, 255}, {1}, lane, 255, 1, slabs, slabs},
              {{9, 19, 16, 16}, {1}, lane, 256, 1, slabs, slabs},
              {{7, 37, 7, 7}, {1}, row, 1, 1, slabs, slabs},
-             {{9, 19, 257}, {1}, row, 1, 1, slabs, slabs},
+             {{9, 19, 257}, {1}, row, 1, 1, alternate, alternate},
              // Columns.
              {{500, 700}, {1}, lane, 1, 1, slabs, slabs},
              {{3001, 131}, {1}, lane, 1, 1, passes, passes},
@@ -74,12 +74,12 @@ void ways() {
              {{3, 9, 13, 29, 31}, {0, 2}, row, 1, 1, alternate, alternate},
              {{12, 31, 29, 31}, {0, 1}, row, 1, 1, alternate, alternate},
              // Streamed.
-             {{20, 37, 53, 55}, {1}, row, 1, 1, alternate, alternate, true},
-             {{28, 80, 30, 32}, {1}, row, 1, 1, alternate, alternate, true},
-             {{450, 100, 7, 7}, {1}, lane, 49, 1, slabs, slabs, true},
-             {{32001, 67}, {1}, lane, 1, 3, passes, passes, true},
-             {{700001, 3}, {1}, lane, 1, 85, passes, passes, true},
-             {{1050, 2003}, {1}, lane, 1, 1, passes, passes, true},
+             {{62, 37, 53, 55}, {1}, row, 1, 1, alternate, alternate, true},
+             {{87, 80, 30, 32}, {1}, row, 1, 1, alternate, alternate, true},
+             {{450, 320, 7, 7}, {1}, lane, 49, 1, slabs, slabs, true},
+             {{99201, 67}, {1}, lane, 1, 3, passes, passes, true},
+             {{2170003, 3}, {1}, lane, 1, 85, passes, passes, true},
+             {{3255, 2003}, {1}, lane, 1, 1, passes, passes, true},
          }) {
         const Box box = box_of(way.shape, way.axes, DType::f32);
         const Chunks chunks(box);
