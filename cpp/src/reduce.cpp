@@ -4,6 +4,9 @@
 
 namespace batchnorm {
 
+namespace {
+
+// Adds up n values, always in the same order.
 double total(const double* values, int64_t n) noexcept {
     double sums[8] = {};
     int64_t i = 0;
@@ -13,18 +16,15 @@ double total(const double* values, int64_t n) noexcept {
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-namespace {
-
 // From the sums of n differences from a pivot to mean and m2, in place. Rounding must not make m2 negative; a NaN
 // stays.
 template <class T>
 void finish_moments(const void* pivots, int64_t step, int64_t channels, double n, double* sums_to_means,
                     double* sums_sq_to_m2) noexcept {
-    const double share = 1 / n;
     for (int64_t c = 0; c < channels; ++c) {
         T pivot;  // of x, which need not be aligned
         std::memcpy(&pivot, static_cast<const char*>(pivots) + c * step * static_cast<int64_t>(sizeof(T)), sizeof(T));
-        const double shift = sums_to_means[c] * share;
+        const double shift = sums_to_means[c] / n;
         const double m2 = sums_sq_to_m2[c] - sums_to_means[c] * shift;
         sums_to_means[c] = static_cast<double>(pivot) + shift;
         sums_sq_to_m2[c] = m2 < 0 ? 0 : m2;

@@ -13,6 +13,14 @@ struct RowSums {
         for (double (&sum)[kernels::row_accumulators] : sums)
             for (double& accumulator : sum) accumulator = 0;
     }
+
+    // The sum of one of the two sets, which it uses up.
+    double total(int which) noexcept {
+        double* const sum = sums[which];
+        for (int half = kernels::row_accumulators / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+        return sum[0];
+    }
 };
 
 // The sums of a chunk's (x - pivot) and (x - pivot)^2, which become its mean and m2. The pivot of a channel is the
@@ -78,15 +86,12 @@ struct GradientSums {
 template <class Terms>
 void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept;
 
-// Adds up n values, always in the same order.
-double total(const double* values, int64_t n) noexcept;
-
 // From a channel's accumulators to its slots of chunk k.
 template <class Terms>
 void finish_row(const Terms& terms, RowSums& sums, int64_t g, int64_t k, int64_t c) noexcept {
     double &first = terms.stages.memory.slot(0, g, k)[c], &second = terms.stages.memory.slot(1, g, k)[c];
-    first = total(sums.sums[0], kernels::row_accumulators);
-    second = total(sums.sums[1], kernels::row_accumulators);
+    first = sums.total(0);
+    second = sums.total(1);
     terms.finish(terms.around(c), 1, 1, &first, &second);
 }
 
