@@ -66,7 +66,7 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
             }
             write(span, span.first);
         });
-    } else if (inners.size() * unit >= long_row_bytes && all_direct(box, Terms::access)) {
+    } else if (inners.size() * unit >= long_row_bytes && box.direct()) {
         // In memory order, the channels of an outer index after each other.
         const DirectRows rows(box, Terms::access, g);
         for (int64_t o = outers.begin; o < outers.end; ++o)

@@ -82,6 +82,13 @@ struct Box {
         return rows < most ? rows : most > 1 ? most : 1;
     }
 
+    // Whether kernels can take all of the call's operands where they are.
+    bool direct() const noexcept {
+        for (const Operand& o : operand)
+            if (o.data && !o.direct) return false;
+        return true;
+    }
+
     // The level along which kernels see rows of contiguous elements.
     LevelName row_level() const noexcept { return pattern == Pattern::row ? inner : channel; }
 };

@@ -29,10 +29,6 @@ int64_t whole_lines(int64_t channels, const Box& box) noexcept {
     return channels > step ? channels / step * step : step;
 }
 
-bool streams(const Box& box, int tensors, bool reduces) noexcept {
-    return box.elements() * item_size(box.dtype) >= streamed_bytes[reduces ? tensors : 0];
-}
-
 Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept {
     // Channels that together are contiguous for long, if they still fit the cache and there is work for all.
     const int64_t row_bytes = box.inners() * item_size(box.dtype);
@@ -40,17 +36,14 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     int64_t block = min(ceil_div(contiguous_bytes, row_bytes), box.channels());
     while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads)) block /= 2;
 
-    bool direct = true;
-    for (const Operand& operand : box.operand) direct &= operand.data == nullptr || operand.direct;
-    if (reduces && direct && row_bytes >= least_row_bytes && channel_bytes <= 2 * cached_bytes &&
+    if (reduces && box.direct() && row_bytes >= least_row_bytes && channel_bytes <= 2 * cached_bytes &&
         box.statistics() >= 2 * threads)
-        return {Traversal::alternate, min(block, most_alternate_block), streams(box, tensors, reduces)};
+        return {Traversal::alternate, min(block, most_alternate_block)};
 
     const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
-    if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads)
-        return {Traversal::slabs, block, streams(box, tensors, reduces)};
+    if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads) return {Traversal::slabs, block};
     const int64_t task = min(ceil_div(task_elements, chunks.values(0)), box.channels());
-    return {Traversal::two_passes, task > block ? task : block, streams(box, tensors, reduces)};
+    return {Traversal::two_passes, task > block ? task : block};
 }
 
 Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept {
@@ -67,16 +60,18 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
     const int64_t fitting = min(slab_bytes / (box.outers() * unit * tensors), in_l1);
     if (reduces && fitting * unit >= least_row_bytes && box.groups() * all * unit >= least_row_bytes * threads) {
         const int64_t parts = ceil_div(ceil_div(all, fitting), threads) * threads;
-        return {Traversal::slabs, blocks_of(ceil_div(all, parts)), streams(box, tensors, reduces)};
+        return {Traversal::slabs, blocks_of(ceil_div(all, parts))};
     }
-    return {Traversal::two_passes, blocks_of(ceil_div(all, ceil_div(all, in_l1))), streams(box, tensors, reduces)};
+    return {Traversal::two_passes, blocks_of(ceil_div(all, ceil_div(all, in_l1)))};
 }
 
 }  // namespace
 
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept {
-    return box.pattern == Pattern::row ? plan_rows(box, chunks, tensors, reduces, threads)
-                                       : plan_lanes(box, tensors, reduces, threads);
+    Plan plan = box.pattern == Pattern::row ? plan_rows(box, chunks, tensors, reduces, threads)
+                                            : plan_lanes(box, tensors, reduces, threads);
+    plan.stream = box.elements() * item_size(box.dtype) >= streamed_bytes[reduces ? tensors : 0];
+    return plan;
 }
 
 }  // namespace batchnorm

@@ -3,7 +3,6 @@
 #include <cstring>
 
 namespace batchnorm {
-
 namespace {
 
 // Adds up n values, always in the same order.

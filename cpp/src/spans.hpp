@@ -23,14 +23,7 @@ struct Span {
     int64_t stride[roles] = {};
 };
 
-// Whether kernels can take all operands that are accessed where they are.
-inline bool all_direct(const Box& box, const Access (&access)[roles]) noexcept {
-    for (int r = 0; r < roles; ++r)
-        if (access[r] != Access::none && !box.operand[r].direct) return false;
-    return true;
-}
-
-// Rows of a group in Pattern::row, one by one, where all operands are direct.
+// Rows of a group in Pattern::row, one by one, where the box is direct.
 class DirectRows {
   public:
     DirectRows(const Box& box, const Access (&access)[roles], int64_t g) noexcept : box_(box) {

@@ -32,28 +32,10 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
     reader.store();
 }
 
-template <class T>
-void moments_and_normalize(const RowMomentsArgs& read, const NormalizeArgs& write) noexcept {
-    if (write.stream)
-        alternate_rows<T, RowMoments<T>, Normalizer<T, Pattern::row, true>>(read, write);
-    else
-        alternate_rows<T, RowMoments<T>, Normalizer<T, Pattern::row, false>>(read, write);
-}
-
-template <class T>
-void grad_sums_and_normalize(const RowGradSumsArgs& read, const NormalizeArgs& write) noexcept {
-    if (write.stream)
-        alternate_rows<T, RowGradSums<T>, Normalizer<T, Pattern::row, true>>(read, write);
-    else
-        alternate_rows<T, RowGradSums<T>, Normalizer<T, Pattern::row, false>>(read, write);
-}
-
-template <class T>
-void grad_sums_and_input_grad(const RowGradSumsArgs& read, const InputGradArgs& write) noexcept {
-    if (write.stream)
-        alternate_rows<T, RowGradSums<T>, InputGradient<T, Pattern::row, true>>(read, write);
-    else
-        alternate_rows<T, RowGradSums<T>, InputGradient<T, Pattern::row, false>>(read, write);
+template <class T, class Reader, template <class, Pattern, bool> class Writer>
+void alternate(const typename Reader::Args& read, const typename Writer<T, Pattern::row, false>::Args& write) noexcept {
+    write.stream ? alternate_rows<T, Reader, Writer<T, Pattern::row, true>>(read, write)
+                 : alternate_rows<T, Reader, Writer<T, Pattern::row, false>>(read, write);
 }
 
 }  // namespace

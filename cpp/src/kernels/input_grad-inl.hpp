@@ -45,12 +45,4 @@ class InputGradient {
     const PerChannel<T, pattern> hi_, inv_std_, dy_hi_, a_, b_, c_;
 };
 
-template <class T, Pattern pattern>
-void input_grad(const InputGradArgs& args) noexcept {
-    if (args.stream)
-        write_rows<InputGradient<T, pattern, true>>(args);
-    else
-        write_rows<InputGradient<T, pattern, false>>(args);
-}
-
 }  // namespace

@@ -37,12 +37,4 @@ class Normalizer {
     const PerChannel<T, pattern> hi_, scale_, shift_;
 };
 
-template <class T, Pattern pattern>
-void normalize(const NormalizeArgs& args) noexcept {
-    if (args.stream)
-        write_rows<Normalizer<T, pattern, true>>(args);
-    else
-        write_rows<Normalizer<T, pattern, false>>(args);
-}
-
 }  // namespace

@@ -169,11 +169,16 @@ struct PerChannel<T, Pattern::lane> {
     }
 };
 
-// All rows, by a writer.
+// The kernel of a writer: Writer<T, pattern, stream> writes rows of one element type and pattern in one of both ways.
 template <class Writer>
 void write_rows(const typename Writer::Args& args) noexcept {
     const Writer writer(args);
     for (int64_t row = 0; row < args.rows; ++row) writer.write(row, 0, args.n);
+}
+
+template <class T, Pattern pattern, template <class, Pattern, bool> class Writer>
+void write(const typename Writer<T, pattern, false>::Args& args) noexcept {
+    args.stream ? write_rows<Writer<T, pattern, true>>(args) : write_rows<Writer<T, pattern, false>>(args);
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
-// The contract between the library and one instruction set: eight functions for each element type.
+// The contract between the library and one instruction set: the functions of TypeKernels for each element type.
 //
-// A kernel is serial, allocates nothing, never fails and sees rows of n contiguous elements, `rows` of them, each
-// operand's rows its own number of bytes apart. A per-channel value is either one for the whole row (Pattern::row,
-// channels-first: a row lies inside one channel) or one for each element of it (Pattern::lane, channels-last).
+// A kernel is serial, allocates nothing, never fails and sees rows of n contiguous elements, `rows` of them: each
+// operand's rows its own number of bytes apart, or, where lanes are reduced, wherever pointers say. A per-channel value
+// is either one for the whole row (Pattern::row, channels-first: a row lies inside one channel) or one for each element
+// of it (Pattern::lane, channels-last).
 #pragma once
 
 #include <cstdint>
