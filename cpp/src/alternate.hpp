@@ -58,7 +58,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 const void* at[coefficient_count] = {};
                 const int64_t c = written.group * Memory::coefficient_pitch(box) + written_c;
                 for (int i = 0; i < Apply::coefficients; ++i)
-                    at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + c * unit;
+                    at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + c * Memory::coefficient_size(box);
                 const bool stream = streams(stages, target.data[role_out], 0, inners.size() * unit);
 
                 if (b >= writes)

@@ -15,7 +15,7 @@ struct Coefficients {
 
     Coefficients(const Stages& stages, int64_t g, Range channels, int worker) noexcept {
         const Box& box = stages.box;
-        const int64_t unit = item_size(box.dtype);
+        const int64_t unit = Memory::coefficient_size(box);
         const int64_t first = g * Memory::coefficient_pitch(box) + channels.begin;
         for (int i = 0; i < Terms::coefficients; ++i)
             at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + first * unit;
@@ -26,7 +26,7 @@ struct Coefficients {
     // Where lanes share a statistic: one for each of them. The arrays follow each other closely: at a distance of whole
     // pages they would take each other's place in L1.
     void expand(const Stages& stages, int64_t channels, const WorkerMemory& worker) noexcept {
-        const int64_t unit = item_size(stages.box.dtype), lanes = channels * stages.box.plane;
+        const int64_t unit = Memory::coefficient_size(stages.box), lanes = channels * stages.box.plane;
         char* to = static_cast<char*>(worker.coefficients);
         for (int i = 0; i < Terms::coefficients; ++i) {
             stages.kernels.expand(at[i], channels, stages.box.plane, to);
@@ -52,7 +52,8 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
 
     const auto write = [&](Span span, int64_t first) {
         const void* at[coefficient_count] = {};
-        for (int i = 0; i < Terms::coefficients; ++i) at[i] = coefficients.at[i] + first * unit;
+        for (int i = 0; i < Terms::coefficients; ++i)
+            at[i] = coefficients.at[i] + first * Memory::coefficient_size(box);
         const int64_t row_bytes = span.n * unit;
         Terms::write(
             stages, Terms::args(box, span, at, streams(stages, span.data[role_out], span.stride[role_out], row_bytes)));

@@ -18,6 +18,9 @@ enum LevelName { group, outer, channel, inner, levels };
 // The operands of a call, by role; x is always there.
 enum Role { role_x, role_dy, role_out, roles };
 
+// Elements are computed in this type, and what the kernels look up is of it.
+constexpr DType arithmetic(DType dtype) noexcept { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
 // A level is an odometer: its dimensions from slowest to fastest.
 struct Level {
     int rank = 0;

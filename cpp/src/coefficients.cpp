@@ -92,18 +92,21 @@ void scale_coefficients_of(const Stages& stages, int64_t g, Range channels, cons
 }  // namespace
 
 void Stages::normalize_coefficients(int64_t g, Range channels, const Column& gamma, const Column& beta) const noexcept {
-    const auto fill = box.dtype == DType::f32 ? normalize_coefficients_of<float> : normalize_coefficients_of<double>;
+    const auto fill =
+        arithmetic(box.dtype) == DType::f32 ? normalize_coefficients_of<float> : normalize_coefficients_of<double>;
     fill(*this, g, channels, gamma, beta);
 }
 
 void Stages::input_grad_coefficients(int64_t g, Range channels, const Column& gamma,
                                      const Column& count) const noexcept {
-    const auto fill = box.dtype == DType::f32 ? input_grad_coefficients_of<float> : input_grad_coefficients_of<double>;
+    const auto fill =
+        arithmetic(box.dtype) == DType::f32 ? input_grad_coefficients_of<float> : input_grad_coefficients_of<double>;
     fill(*this, g, channels, gamma, count);
 }
 
 void Stages::scale_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept {
-    const auto fill = box.dtype == DType::f32 ? scale_coefficients_of<float> : scale_coefficients_of<double>;
+    const auto fill =
+        arithmetic(box.dtype) == DType::f32 ? scale_coefficients_of<float> : scale_coefficients_of<double>;
     fill(*this, g, channels, gamma);
 }
 

@@ -26,7 +26,7 @@ WorkerMemory Memory::take_worker(Arena& arena, const Box& box) noexcept {
     worker.values = arena.take<double>(lanes);
     worker.sums = arena.take<double>(2 * shared_lanes);
     worker.coefficients =
-        arena.take<char>(coefficient_count * (shared_lanes + kernels::lane_padding) * item_size(box.dtype));
+        arena.take<char>(coefficient_count * (shared_lanes + kernels::lane_padding) * coefficient_size(box));
     return worker;
 }
 
@@ -38,7 +38,7 @@ Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, 
     for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
         *column = arena.take<double>(n);
     for (void*& values : coefficients)
-        values = arena.take<char>(apart(box.groups() * coefficient_pitch(box) * item_size(box.dtype)));
+        values = arena.take<char>(apart(box.groups() * coefficient_pitch(box) * coefficient_size(box)));
 
     Arena measure;
     take_worker(measure, box);

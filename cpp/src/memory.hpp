@@ -17,13 +17,13 @@ struct WorkerMemory {
     // One value for each lane of a block:
     void* values;        // pivots of x's type, or means
     double* sums;        // two, where lanes share a statistic
-    void* coefficients;  // of x's type, where lanes share a statistic, each with padding
+    void* coefficients;  // of the type of the arithmetic, where lanes share a statistic, each with padding
 };
 
 struct Memory {
     // One value for each statistic, in the box's order.
     double *mean, *spread, *inv_std, *gamma, *beta, *count, *sum_dy, *sum_dy_xmu;
-    // What the kernels look up, of x's type: [group][channel and padding].
+    // What the kernels look up, of the type of their arithmetic: [group][channel and padding].
     void* coefficients[coefficient_count];
 
     Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, bool reduces) noexcept;
@@ -32,6 +32,8 @@ struct Memory {
     static int64_t coefficient_pitch(const Box& box) noexcept {
         return box.channels() + (box.pattern == Pattern::lane ? kernels::lane_padding : 0);
     }
+
+    static int64_t coefficient_size(const Box& box) noexcept { return item_size(arithmetic(box.dtype)); }
 
     // A chunk's mean (0) and m2 (1), or its two gradient sums, of all channels.
     double* slot(int which, int64_t g, int64_t k) const noexcept {

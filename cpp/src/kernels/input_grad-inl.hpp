@@ -31,18 +31,19 @@ class InputGradient {
                 prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
                 prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
             }
-            const Vec<T> xhat =
-                (Vec<T>::load(x + i, left...) - hi_.at(channel, left...)) * inv_std_.at(channel, left...);
-            const Vec<T> u = Vec<T>::load(dy + i, left...) - dy_hi_.at(channel, left...);
+            const Vec<A> xhat = (load(x + i, left...) - hi_.at(channel, left...)) * inv_std_.at(channel, left...);
+            const Vec<A> u = load(dy + i, left...) - dy_hi_.at(channel, left...);
             dx.write(fma(a_.at(channel, left...), u, fma(b_.at(channel, left...), xhat, c_.at(channel, left...))), i,
                      left...);
         };
-        for_each_vector<Vec<T>::width>(end - begin, dx.head(end - begin), args_.period, step);
+        for_each_vector<Vec<A>::width>(end - begin, dx.head(end - begin), args_.period, step);
     }
 
   private:
+    using A = Arithmetic<T>;
+
     const InputGradArgs& args_;
-    const PerChannel<T, pattern> hi_, inv_std_, dy_hi_, a_, b_, c_;
+    const PerChannel<A, pattern> hi_, inv_std_, dy_hi_, a_, b_, c_;
 };
 
 }  // namespace

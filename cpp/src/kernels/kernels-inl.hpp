@@ -24,7 +24,7 @@ constexpr batchnorm::kernels::TypeKernels type_kernels = {
     alternate<T, RowMoments<T>, Normalizer>,
     alternate<T, RowGradSums<T>, Normalizer>,
     alternate<T, RowGradSums<T>, InputGradient>,
-    expand<T>,
+    expand<Arithmetic<T>>,
     finish_streams,
 };
 

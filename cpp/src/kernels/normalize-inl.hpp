@@ -26,15 +26,17 @@ class Normalizer {
         const bool goes_on = row + row_distance < args_.rows;
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
-            const Vec<T> difference = Vec<T>::load(x + i, left...) - hi_.at(channel, left...);
+            const Vec<A> difference = load(x + i, left...) - hi_.at(channel, left...);
             y.write(fma(difference, scale_.at(channel, left...), shift_.at(channel, left...)), i, left...);
         };
-        for_each_vector<Vec<T>::width>(end - begin, y.head(end - begin), args_.period, step);
+        for_each_vector<Vec<A>::width>(end - begin, y.head(end - begin), args_.period, step);
     }
 
   private:
+    using A = Arithmetic<T>;
+
     const NormalizeArgs& args_;
-    const PerChannel<T, pattern> hi_, scale_, shift_;
+    const PerChannel<A, pattern> hi_, scale_, shift_;
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What the four kernels share: stepping through rows, and looking up a per-channel value.
+// What the four kernels share: elements, stepping through rows, and looking up a per-channel value.
 #pragma once
 
 #include "table.hpp"
@@ -7,6 +7,28 @@ namespace {
 
 using batchnorm::kernels::Pattern;
 using std::int64_t;
+
+// The type that elements of type T are computed in.
+template <class T>
+struct ArithmeticOf {
+    using type = T;
+};
+template <class T>
+using Arithmetic = typename ArithmeticOf<T>::type;
+
+// Elements of memory, as what they are computed in, and back; at most the first n of a vector with a trailing n.
+template <class T, class... Left>
+Vec<Arithmetic<T>> load(const T* p, Left... left) {
+    return Vec<T>::load(p, left...);
+}
+template <class T, class... Left>
+void store(Vec<Arithmetic<T>> v, T* p, Left... left) {
+    v.store(p, left...);
+}
+template <class T>
+void stream(Vec<Arithmetic<T>> v, T* p) {
+    v.stream(p);
+}
 
 template <class T>
 const T* row_at(const void* data, int64_t stride, int64_t row) {
@@ -26,7 +48,7 @@ T scalar(const void* p) {
 }
 
 // step(i) for each whole vector of a row of n elements, then step(i, left) for the elements that are left: what takes
-// the trailing count, such as Vec::load(p, left...), serves both.
+// the trailing count, such as load(p, left...), serves both.
 template <int width, class Step>
 void for_each_vector(int64_t n, const Step& step) {
     int64_t i = 0;
@@ -124,28 +146,28 @@ constexpr int64_t row_distance = 4;
 // Elements before a row's first aligned vector, of n.
 template <class T>
 int head_of(const T* row, int64_t n) {
-    constexpr int width = Vec<T>::width;
+    constexpr int width = Vec<Arithmetic<T>>::width;
     const auto element = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(row) / sizeof(T));
     const int64_t elements = (width - element % width) % width;
     return static_cast<int>(elements < n ? elements : n);
 }
 
 // How a row is written: through the caches, or past them. The latter needs aligned vectors, which come after a head.
-template <class T, bool stream>
+template <class T, bool streams>
 struct RowWriter {
     T* row;
 
-    int head(int64_t n) const { return stream ? head_of(row, n) : 0; }
-    void write(Vec<T> v, int64_t i) const {
-        if constexpr (stream)
-            v.stream(row + i);
+    int head(int64_t n) const { return streams ? head_of(row, n) : 0; }
+    void write(Vec<Arithmetic<T>> v, int64_t i) const {
+        if constexpr (streams)
+            stream(v, row + i);
         else
-            v.store(row + i);
+            store(v, row + i);
     }
-    void write(Vec<T> v, int64_t i, int n) const { v.store(row + i, n); }
+    void write(Vec<Arithmetic<T>> v, int64_t i, int n) const { store(v, row + i, n); }
 };
 
-// A per-channel value: one for the whole row, or one for each of its elements.
+// A per-channel value, in the type of the arithmetic: one for the whole row, or one for each of its elements.
 template <class T, Pattern pattern>
 struct PerChannel;
 

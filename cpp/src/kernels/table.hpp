@@ -69,7 +69,7 @@ struct NormalizeArgs {
     void* y;
     std::int64_t y_stride;
     std::int64_t rows, n;
-    const void *hi, *scale, *shift;  // of x's type
+    const void *hi, *scale, *shift;  // of the type of the arithmetic
     std::int64_t period;
     bool stream;  // write past the caches, which y would only sweep
 };
@@ -83,7 +83,7 @@ struct InputGradArgs {
     void* dx;
     std::int64_t dx_stride;
     std::int64_t rows, n;
-    const void *hi, *inv_std, *dy_hi, *a, *b, *c;  // of x's type
+    const void *hi, *inv_std, *dy_hi, *a, *b, *c;  // of the type of the arithmetic
     std::int64_t period;
     bool stream;  // as in NormalizeArgs
 };
