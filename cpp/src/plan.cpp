@@ -36,8 +36,9 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     int64_t block = min(ceil_div(contiguous_bytes, row_bytes), box.channels());
     while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads)) block /= 2;
 
-    if (reduces && box.direct() && row_bytes >= least_row_bytes && channel_bytes <= 2 * cached_bytes &&
-        box.statistics() >= 2 * threads)
+    // Weighted elements are not reduced in turns.
+    if (reduces && box.direct() && !box.operand[role_weights].data && row_bytes >= least_row_bytes &&
+        channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads)
         return {Traversal::alternate, min(block, most_alternate_block)};
 
     const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
@@ -67,9 +68,9 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
 
 }  // namespace
 
-Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept {
-    Plan plan = box.pattern == Pattern::row ? plan_rows(box, chunks, tensors, reduces, threads)
-                                            : plan_lanes(box, tensors, reduces, threads);
+Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more) noexcept {
+    Plan plan = box.pattern == Pattern::row ? plan_rows(box, chunks, tensors + more, reduces, threads)
+                                            : plan_lanes(box, tensors + more, reduces, threads);
     plan.stream = box.elements() * item_size(box.dtype) >= streamed_bytes[reduces ? tensors : 0];
     return plan;
 }

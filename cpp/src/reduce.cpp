@@ -15,15 +15,15 @@ double total(const double* values, int64_t n) noexcept {
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// From the sums of n differences from a pivot to mean and m2, in place. Rounding must not make m2 negative; a NaN
-// stays.
-template <class T>
-void finish_moments(const void* pivots, int64_t step, int64_t channels, double n, double* sums_to_means,
+// From the sums of differences from a pivot, of n_of(c) values, to mean and m2, in place. Rounding must not make m2
+// negative; a NaN stays.
+template <class T, class CountOf>
+void finish_moments(const void* pivots, int64_t step, int64_t channels, const CountOf& n_of, double* sums_to_means,
                     double* sums_sq_to_m2) noexcept {
     for (int64_t c = 0; c < channels; ++c) {
         T pivot;  // of x, which need not be aligned
         std::memcpy(&pivot, static_cast<const char*>(pivots) + c * step * static_cast<int64_t>(sizeof(T)), sizeof(T));
-        const double shift = sums_to_means[c] / n;
+        const double shift = sums_to_means[c] / n_of(c);
         const double m2 = sums_sq_to_m2[c] - sums_to_means[c] * shift;
         sums_to_means[c] = static_cast<double>(pivot) + shift;
         sums_sq_to_m2[c] = m2 < 0 ? 0 : m2;
@@ -57,13 +57,16 @@ void gather(const double* sums, int64_t channels, int64_t plane, int64_t fold, d
 }
 
 template <class Terms>
-void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, char* tiles) noexcept {
+void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, const Tiles& tiles) noexcept {
+    const Box& box = terms.stages.box;
+    const Uses uses(box, Terms::access);
     for (int64_t c = chunk.channels.begin; c < chunk.channels.end; ++c) {
         RowSums sums;
         sums.clear();
-        for_each_span(terms.stages.box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, Terms::access, tiles,
-                      [&](const Span& span) { terms.add(terms.row_args(span, terms.around(c), sums)); });
-        finish_row(terms, sums, chunk.group, k, c);
+        const void* around = terms.around(c);
+        for_each_span(box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, uses, tiles,
+                      [&](const Span& span) { terms.add(terms.row_args(span, around, sums)); });
+        finish_row(terms, around, sums, chunk.group, k, c);
     }
 }
 
@@ -73,28 +76,45 @@ void reduce_lanes(const Terms& terms, const Region& chunk, int64_t k, const Work
     const Box& box = terms.stages.box;
     const Range channels = chunk.channels;
     const int64_t plane = box.plane, fold = box.fold(), lanes = channels.size() * plane;
-    double* const first = terms.stages.memory.slot(0, chunk.group, k) + channels.begin;
-    double* const second = terms.stages.memory.slot(1, chunk.group, k) + channels.begin;
     const bool shared = fold > 1 || plane > 1;
-    double* const sums[2] = {shared ? worker.sums : first, shared ? worker.sums + lanes * fold : second};
-    for (double* sum : sums) std::memset(sum, 0, static_cast<std::size_t>(lanes * fold) * sizeof *sum);
+    Sums slots = {}, sums = {};
+    for (int i = 0; i < Terms::sums; ++i) {
+        slots[i] = terms.stages.memory.slot(i, chunk.group, k) + channels.begin;
+        sums[i] = shared ? worker.sums + i * lanes * fold : slots[i];
+        std::memset(sums[i], 0, static_cast<std::size_t>(lanes * fold) * sizeof *sums[i]);
+    }
 
     const void* around = terms.around_lanes(channels, fold, worker.values);
     const Region region{chunk.group, {channels.begin * plane, channels.end * plane}, chunk.outers, chunk.inners};
-    for_each_batch(box, region, Terms::access, fold, worker.tiles, *worker.lists,
-                   [&](const Batch& batch) { terms.add(batch, around, sums[0] + batch.first, sums[1] + batch.first); });
+    for_each_batch(box, region, Uses(box, Terms::access), fold, worker.tiles, *worker.lists, [&](const Batch& batch) {
+        Sums to = {};
+        for (int i = 0; i < Terms::sums; ++i) to[i] = sums[i] + batch.first;
+        terms.add(batch, around, to);
+    });
 
-    if (shared) {
-        gather(sums[0], channels.size(), plane, fold, first);
-        gather(sums[1], channels.size(), plane, fold, second);
-    }
-    terms.finish(around, plane, channels.size(), first, second);
+    for (int i = 0; i < Terms::sums && shared; ++i) gather(sums[i], channels.size(), plane, fold, slots[i]);
+    terms.finish(around, plane, channels.size(), slots);
+}
+
+bool is_some(const char* weight, int64_t unit) noexcept {
+    float narrow = 0;
+    double wide = 0;
+    std::memcpy(unit == 4 ? static_cast<void*>(&narrow) : &wide, weight, static_cast<std::size_t>(unit));
+    return narrow != 0 || wide != 0;
+}
+
+// A channel's pivot for all its lanes.
+template <class Terms>
+const void* pivots_of_lanes(const Terms& terms, Range channels, int64_t fold, void* memory) noexcept {
+    const Box& box = terms.stages.box;
+    const auto pivot = [&](int64_t c) { return terms.around(c); };
+    return box.dtype == DType::f32 ? expand<float>(channels, box.plane, fold, memory, pivot)
+                                   : expand<double>(channels, box.plane, fold, memory, pivot);
 }
 
 }  // namespace
 
-MomentSums::MomentSums(const Stages& stages_, int64_t g_, int64_t k) noexcept
-    : stages(stages_), g(g_), n(static_cast<double>(stages_.chunks.values(k))) {
+Pivots::Pivots(const Stages& stages_, int64_t g_, int64_t k_) noexcept : stages(stages_), g(g_), k(k_) {
     const Box& box = stages.box;
     const Operand& x = box.operand[role_x];
     first = x.data + x.offset(box.level[group], group, g) +
@@ -102,22 +122,50 @@ MomentSums::MomentSums(const Stages& stages_, int64_t g_, int64_t k) noexcept
             x.offset(box.level[inner], inner, stages.chunks.inner_range(k).begin);
 }
 
-const void* MomentSums::around(int64_t c) const noexcept {
+const void* Pivots::of(int64_t c) const noexcept {
     return first + stages.box.operand[role_x].offset(stages.box.level[channel], channel, c * stages.box.plane);
+}
+
+const void* Pivots::of_some_weight(int64_t c) const noexcept {
+    const Box& box = stages.box;
+    const Operand &x = box.operand[role_x], &weights = box.operand[role_weights];
+    const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
+    for (int64_t o = outers.begin; o < outers.end; ++o)
+        for (int64_t lane = c * box.plane; lane < (c + 1) * box.plane; ++lane)
+            for (int64_t i = inners.begin; i < inners.end; ++i) {
+                const auto offset = [&](const Operand& operand) {
+                    return operand.offset(box.level[group], group, g) + operand.offset(box.level[outer], outer, o) +
+                           operand.offset(box.level[channel], channel, lane) +
+                           operand.offset(box.level[inner], inner, i);
+                };
+                if (is_some(weights.data + offset(weights), weights.unit)) return x.data + offset(x);
+            }
+    return of(c);
 }
 
 const void* MomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
     const Box& box = stages.box;
     if (fold == 1 && box.plane == 1 && box.operand[role_x].direct) return around(channels.begin);
-    const auto pivot = [&](int64_t c) { return around(c); };
-    return box.dtype == DType::f32 ? expand<float>(channels, box.plane, fold, memory, pivot)
-                                   : expand<double>(channels, box.plane, fold, memory, pivot);
+    return pivots_of_lanes(*this, channels, fold, memory);
 }
 
-void MomentSums::finish(const void* around, int64_t step, int64_t channels, double* sums_to_means,
-                        double* sums_sq_to_m2) const noexcept {
-    const auto finish = stages.box.dtype == DType::f32 ? finish_moments<float> : finish_moments<double>;
-    finish(around, step, channels, n, sums_to_means, sums_sq_to_m2);
+const void* WeightedMomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
+    return pivots_of_lanes(*this, channels, fold, memory);
+}
+
+void MomentSums::finish(const void* around, int64_t step, int64_t channels, const Sums& sums) const noexcept {
+    const auto values = [this](int64_t) { return n; };
+    stages.box.dtype == DType::f32 ? finish_moments<float>(around, step, channels, values, sums[0], sums[1])
+                                   : finish_moments<double>(around, step, channels, values, sums[0], sums[1]);
+}
+
+// What has no weight has no mean either, but 0 / 0.
+void WeightedMomentSums::finish(const void* around, int64_t step, int64_t channels, const Sums& sums) const noexcept {
+    const auto weight = [&](int64_t c) { return sums[2][c]; };
+    stages.box.dtype == DType::f32 ? finish_moments<float>(around, step, channels, weight, sums[0], sums[1])
+                                   : finish_moments<double>(around, step, channels, weight, sums[0], sums[1]);
+    for (int64_t c = 0; c < channels; ++c)
+        if (sums[2][c] == 0) sums[0][c] = sums[1][c] = 0;
 }
 
 const void* GradientSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
@@ -136,6 +184,7 @@ void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int work
 }
 
 template void reduce<MomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void reduce<WeightedMomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void reduce<GradientSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 
 }  // namespace batchnorm

@@ -1,4 +1,4 @@
-// The two reductions: what they read, which kernel adds it up, around what, and what becomes of the sums.
+// The reductions: what they read, which kernel adds it up, around what, and what becomes of the sums.
 #pragma once
 
 #include "stages.hpp"
@@ -7,14 +7,14 @@ namespace batchnorm {
 
 // The accumulators of one channel in Pattern::row.
 struct RowSums {
-    alignas(64) double sums[2][kernels::row_accumulators];
+    alignas(64) double sums[sum_count][kernels::row_accumulators];
 
     void clear() noexcept {
         for (double (&sum)[kernels::row_accumulators] : sums)
             for (double& accumulator : sum) accumulator = 0;
     }
 
-    // The sum of one of the two sets, which it uses up.
+    // The sum of one of the sets, which it uses up.
     double total(int which) noexcept {
         double* const sum = sums[which];
         for (int half = kernels::row_accumulators / 2; half > 0; half /= 2)
@@ -23,36 +23,89 @@ struct RowSums {
     }
 };
 
-// The sums of a chunk's (x - pivot) and (x - pivot)^2, which become its mean and m2. The pivot of a channel is the
-// chunk's first element of it.
+// Where the sums of some channels are, or those of their lanes.
+using Sums = double* [sum_count];
+
+// A chunk's first element of each channel: the pivot around which its differences are taken.
+struct Pivots {
+    const Stages& stages;
+    const int64_t g, k;
+    const char* first;  // x at the start of the chunk
+
+    Pivots(const Stages& stages, int64_t g, int64_t k) noexcept;
+
+    const void* of(int64_t c) const noexcept;
+    // The same, of weight above 0 if there is one.
+    const void* of_some_weight(int64_t c) const noexcept;
+};
+
+// The sums of a chunk's (x - pivot) and (x - pivot)^2, which become its mean and m2.
 struct MomentSums {
-    static constexpr Access access[roles] = {Access::read, Access::none, Access::none};
+    static constexpr Access access[roles] = {Access::read};
+    static constexpr int sums = 2;
+    static constexpr bool alternates = true;
 
     const Stages& stages;
-    const int64_t g;
-    const char* first;  // x at the start of the chunk
-    const double n;     // how many values are behind each sum
+    const Pivots pivots;
+    const double n;  // how many values are behind each sum
 
-    MomentSums(const Stages& stages, int64_t g, int64_t k) noexcept;
+    MomentSums(const Stages& stages_, int64_t g, int64_t k) noexcept
+        : stages(stages_), pivots(stages_, g, k), n(static_cast<double>(stages_.chunks.values(k))) {}
 
-    const void* around(int64_t c) const noexcept;
+    const void* around(int64_t c) const noexcept { return pivots.of(c); }
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
     kernels::RowMomentsArgs row_args(const Span& span, const void* pivot, RowSums& to) const noexcept {
         return {span.data[role_x], span.stride[role_x], span.rows, span.n, pivot, to.sums[0], to.sums[1]};
     }
     void add(const kernels::RowMomentsArgs& args) const noexcept { stages.kernels.row_moments(args); }
-    void add(const Batch& batch, const void* pivots, double* sum, double* sum_sq) const noexcept {
-        const char* from = static_cast<const char*>(pivots) + batch.first * item_size(stages.box.dtype);
-        stages.kernels.lane_moments({batch.at[role_x], batch.rows, batch.n, batch.listed, from, sum, sum_sq});
+    void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
+        const char* from = static_cast<const char*>(around) + batch.first * item_size(stages.box.dtype);
+        stages.kernels.lane_moments({batch.at[role_x], batch.rows, batch.n, batch.listed, from, to[0], to[1]});
     }
     // `around` has an element for each of the `channels`, `step` elements apart.
-    void finish(const void* around, int64_t step, int64_t channels, double* sums_to_means,
-                double* sums_sq_to_m2) const noexcept;
+    void finish(const void* around, int64_t step, int64_t channels, const Sums& sums) const noexcept;
+};
+
+// The same with weights w: the sums of w * (x - pivot), w * (x - pivot)^2 and w.
+struct WeightedMomentSums {
+    static constexpr Access access[roles] = {Access::read, Access::none, Access::none, Access::none,
+                                             Access::none, Access::none, Access::read};
+    static constexpr int sums = 3;
+    static constexpr bool alternates = false;
+
+    const Stages& stages;
+    const Pivots pivots;
+
+    WeightedMomentSums(const Stages& stages_, int64_t g, int64_t k) noexcept : stages(stages_), pivots(stages_, g, k) {}
+
+    const void* around(int64_t c) const noexcept { return pivots.of_some_weight(c); }
+    const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
+    kernels::RowWeightedMomentsArgs row_args(const Span& span, const void* pivot, RowSums& to) const noexcept {
+        return {span.data[role_x],
+                span.stride[role_x],
+                span.data[role_weights],
+                span.stride[role_weights],
+                span.rows,
+                span.n,
+                pivot,
+                to.sums[2],
+                to.sums[0],
+                to.sums[1]};
+    }
+    void add(const kernels::RowWeightedMomentsArgs& args) const noexcept { stages.kernels.row_weighted_moments(args); }
+    void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
+        const char* from = static_cast<const char*>(around) + batch.first * item_size(stages.box.dtype);
+        stages.kernels.lane_weighted_moments(
+            {batch.at[role_x], batch.at[role_weights], batch.rows, batch.n, from, to[2], to[0], to[1]});
+    }
+    void finish(const void* around, int64_t step, int64_t channels, const Sums& sums) const noexcept;
 };
 
 // The sums of a chunk's dy and dy * (x - mean).
 struct GradientSums {
-    static constexpr Access access[roles] = {Access::read, Access::read, Access::none};
+    static constexpr Access access[roles] = {Access::read, Access::read, Access::none, Access::none, Access::read};
+    static constexpr int sums = 2;
+    static constexpr bool alternates = true;
 
     const Stages& stages;
     const double* means;  // of the group
@@ -71,15 +124,22 @@ struct GradientSums {
                 span.n,
                 static_cast<const double*>(mean),
                 to.sums[0],
-                to.sums[1]};
+                to.sums[1],
+                stages.epilogue.activated(),
+                span.data[role_y],
+                span.stride[role_y],
+                span.mask,
+                span.mask_stride,
+                stages.epilogue.zeros_count_nothing};
     }
-    void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.kernels.row_grad_sums(args); }
-    void add(const Batch& batch, const void* means_, double* sum_dy, double* sum_dy_xmu) const noexcept {
-        const double* from = static_cast<const double*>(means_) + batch.first;
-        stages.kernels.lane_grad_sums(
-            {batch.at[role_dy], batch.at[role_x], batch.rows, batch.n, batch.listed, from, sum_dy, sum_dy_xmu});
+    void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.flavour.row_grad_sums(args); }
+    void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
+        const double* from = static_cast<const double*>(around) + batch.first;
+        stages.flavour.lane_grad_sums({batch.at[role_dy], batch.at[role_x], batch.rows, batch.n, batch.listed, from,
+                                       to[0], to[1], stages.epilogue.activated(), batch.at[role_y], batch.mask,
+                                       stages.epilogue.zeros_count_nothing});
     }
-    void finish(const void*, int64_t, int64_t, double*, double*) const noexcept {}
+    void finish(const void*, int64_t, int64_t, const Sums&) const noexcept {}
 };
 
 // A chunk of some channels, into its slots.
@@ -88,11 +148,13 @@ void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int work
 
 // From a channel's accumulators to its slots of chunk k.
 template <class Terms>
-void finish_row(const Terms& terms, RowSums& sums, int64_t g, int64_t k, int64_t c) noexcept {
-    double &first = terms.stages.memory.slot(0, g, k)[c], &second = terms.stages.memory.slot(1, g, k)[c];
-    first = sums.total(0);
-    second = sums.total(1);
-    terms.finish(terms.around(c), 1, 1, &first, &second);
+void finish_row(const Terms& terms, const void* around, RowSums& sums, int64_t g, int64_t k, int64_t c) noexcept {
+    Sums to = {};
+    for (int i = 0; i < Terms::sums; ++i) {
+        to[i] = terms.stages.memory.slot(i, g, k) + c;
+        *to[i] = sums.total(i);
+    }
+    terms.finish(around, 1, 1, to);
 }
 
 }  // namespace batchnorm

@@ -1,7 +1,7 @@
-// grad_sums: sums of dy and dy * (x - mean) in float64.
+// grad_sums: sums of dy and dy * (x - mean) in float64; full: of dy as an activation let it through.
 #pragma once
 
-#include "rows-inl.hpp"
+#include "epilogue-inl.hpp"
 
 namespace {
 
@@ -17,8 +17,27 @@ struct GradientSums {
     }
 };
 
-// Adds rows up in registers.
+// Where a row of each operand is; y and mask are null unless an activation asks for them.
 template <class T>
+struct GradientRow {
+    const T *dy, *x, *y;
+    const std::uint8_t* mask;
+};
+
+// Adds the i-th elements on of a row.
+template <Flavour flavour, class Args, class T, class... Left>
+[[gnu::always_inline]] inline void add_gradients(const Args& args, const GradientRow<T>& row, Vec<double> mean,
+                                                 GradientSums& sums, int64_t i, Left... left) {
+    Vec<double> dy = widen(row.dy + i, left...), x = widen(row.x + i, left...);
+    if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, left...);
+    Vec<double> difference = x - mean;
+    if (flavour == Flavour::full && args.zeros_count_nothing)
+        difference = select(not_zero(dy), difference, Vec<double>::all(0));
+    sums.add(dy, difference);
+}
+
+// Adds rows up in registers.
+template <class T, Flavour flavour>
 class RowGradSums {
   public:
     using Args = RowGradSumsArgs;
@@ -30,20 +49,20 @@ class RowGradSums {
 
     // As RowMoments::add.
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
-        const T* dy = row_at<T>(args_.dy, args_.dy_stride, row);
-        const T* x = row_at<T>(args_.x, args_.x_stride, row);
+        const GradientRow<T> at = {row_at<T>(args_.dy, args_.dy_stride, row), row_at<T>(args_.x, args_.x_stride, row),
+                                   args_.y ? row_at<T>(args_.y, args_.y_stride, row) : nullptr,
+                                   args_.mask ? args_.mask + args_.mask_stride * row : nullptr};
         int64_t i = begin;
         for (; i + chains * width <= end; i += chains * width) {
-            for (int k = 0; k < chains; ++k) sums_[k].add(widen(dy + i + k * width), widen(x + i + k * width) - mean_);
+            for (int k = 0; k < chains; ++k) add_gradients<flavour>(args_, at, mean_, sums_[k], i + k * width);
         }
 #pragma GCC unroll 4
         for (int k = 0; k < chains; ++k) {
             const int64_t left = end - i - k * width;
-            const int64_t at = i + k * width;
             if (left >= width)
-                sums_[k].add(widen(dy + at), widen(x + at) - mean_);
+                add_gradients<flavour>(args_, at, mean_, sums_[k], i + k * width);
             else if (left > 0)
-                sums_[k].add(widen(dy + at, static_cast<int>(left)), widen(x + at, static_cast<int>(left)) - mean_);
+                add_gradients<flavour>(args_, at, mean_, sums_[k], i + k * width, static_cast<int>(left));
         }
     }
 
@@ -64,14 +83,14 @@ class RowGradSums {
     GradientSums sums_[chains];
 };
 
-template <class T>
+template <class T, Flavour flavour>
 void grad_sums_row(const RowGradSumsArgs& args) noexcept {
-    RowGradSums<T> sums(args);
+    RowGradSums<T, flavour> sums(args);
     for (int64_t row = 0; row < args.rows; ++row) sums.add(row, 0, args.n);
     sums.store();
 }
 
-template <class T>
+template <class T, Flavour flavour>
 void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
     constexpr int block = 4, width = Vec<double>::width;  // two operands, and L1 should hold a block
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
@@ -91,12 +110,14 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
                            Vec<double>::load(args.sum_dy_xmu + at, left...)};
             }
             for (int r = 0; r < rows; ++r) {
-                const T* dy = static_cast<const T*>(args.dy[row + r]) + i;
-                const T* x = static_cast<const T*>(args.x[row + r]) + i;
+                const GradientRow<T> at = {static_cast<const T*>(args.dy[row + r]),
+                                           static_cast<const T*>(args.x[row + r]),
+                                           args.y ? static_cast<const T*>(args.y[row + r]) : nullptr,
+                                           args.mask ? static_cast<const std::uint8_t*>(args.mask[row + r]) : nullptr};
                 prefetch(dy_fetched + r * bytes);
                 prefetch(x_fetched + r * bytes);
                 for (int v = 0; v < vectors; ++v)
-                    sums[v].add(widen(dy + v * width, left...), widen(x + v * width, left...) - mean[v]);
+                    add_gradients<flavour>(args, at, mean[v], sums[v], i + v * width, left...);
             }
             for (int v = 0; v < vectors; ++v) {
                 sums[v].dy.store(args.sum_dy + i + v * width, left...);

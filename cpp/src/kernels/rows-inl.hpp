@@ -152,14 +152,20 @@ int head_of(const T* row, int64_t n) {
     return static_cast<int>(elements < n ? elements : n);
 }
 
-// How a row is written: through the caches, or past them. The latter needs aligned vectors, which come after a head.
-template <class T, bool streams>
+// A kernel is compiled in these flavours: plain, writing through the caches or past them, and full, which decides that
+// at run time (table.hpp).
+enum class Flavour { plain, streaming, full };
+
+// How a row is written. Past the caches needs aligned vectors, which come after a head; there is none in the full
+// flavour, whose masks are cut at whole vectors.
+template <class T, Flavour flavour>
 struct RowWriter {
     T* row;
+    bool streams;
 
-    int head(int64_t n) const { return streams ? head_of(row, n) : 0; }
+    int head(int64_t n) const { return flavour == Flavour::streaming ? head_of(row, n) : 0; }
     void write(Vec<Arithmetic<T>> v, int64_t i) const {
-        if constexpr (streams)
+        if (flavour == Flavour::streaming || (flavour == Flavour::full && streams))
             stream(v, row + i);
         else
             store(v, row + i);
@@ -191,16 +197,17 @@ struct PerChannel<T, Pattern::lane> {
     }
 };
 
-// The kernel of a writer: Writer<T, pattern, stream> writes rows of one element type and pattern in one of both ways.
+// The kernel of a writer: Writer<T, pattern, flavour> writes rows of one element type.
 template <class Writer>
 void write_rows(const typename Writer::Args& args) noexcept {
     const Writer writer(args);
     for (int64_t row = 0; row < args.rows; ++row) writer.write(row, 0, args.n);
 }
 
-template <class T, Pattern pattern, template <class, Pattern, bool> class Writer>
-void write(const typename Writer<T, pattern, false>::Args& args) noexcept {
-    args.stream ? write_rows<Writer<T, pattern, true>>(args) : write_rows<Writer<T, pattern, false>>(args);
+template <class T, Pattern pattern, template <class, Pattern, Flavour> class Writer>
+void write_plain(const typename Writer<T, pattern, Flavour::plain>::Args& args) noexcept {
+    args.stream ? write_rows<Writer<T, pattern, Flavour::streaming>>(args)
+                : write_rows<Writer<T, pattern, Flavour::plain>>(args);
 }
 
 }  // namespace
