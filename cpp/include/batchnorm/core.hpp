@@ -26,8 +26,8 @@
 //     mean = sum(w * x) / W    var = sum(w * (x - mean)^2) / W
 //     dx   = gamma * inv_std * (dy - w * dbeta / W - w * xhat * dgamma / W)
 //
-// An element of weight 0 is left out of the statistics, whatever it is (NaN too); y is written there all the same, and dy
-// there counts. Where W is 0, mean and var are 0.
+// An element of weight 0 is left out of the statistics, whatever it is (NaN too); y is written there all the same, and
+// dy there counts. Where W is 0, mean and var are 0.
 //
 // group_size cuts axis 0 into groups of so many samples, each with statistics of its own (Hoffer, Hubara and Soudry,
 // 2017, arXiv:1705.08741); the last one may be shorter.
@@ -215,12 +215,13 @@ struct Options {
     Workspace workspace{};
     Activation activation = Activation::none;
     double negative_slope = 0.01;
-    std::int64_t group_size = 0;           // 0: the whole batch is one group
-    const View* weights = nullptr;         // of x's shape without the kept axes, or of x's rank and broadcast; float, or
-                                           // double for double data
-    const View* residual = nullptr;        // like x
-    const MutView* dresidual = nullptr;    // like x: the residual's gradient
-    const View* activation_output = nullptr;  // like x: forward's output, whose sign tells what the activation let through
+    std::int64_t group_size = 0;         // 0: the whole batch is one group
+    const View* weights = nullptr;       // of x's shape without the kept axes, or of x's rank and broadcast; float, or
+                                         // double for double data
+    const View* residual = nullptr;      // like x
+    const MutView* dresidual = nullptr;  // like x: the residual's gradient
+    const View* activation_output =
+        nullptr;  // like x: forward's output, whose sign tells what the activation let through
 };
 
 // ------------------------------------------------------------------------------------------------------- functions
@@ -247,8 +248,8 @@ BATCHNORM_API Status workspace_bytes(Op op, const View& x, const Axes& axes, con
 // The bytes of the mask of an activation, for tensors of x's shape and strides.
 BATCHNORM_API Status mask_bytes(const View& x, const Axes& axes, const Options& options, std::size_t& bytes) noexcept;
 
-// Training forward. out may be x itself. Needs M >= 2; an empty x gives an empty out. Takes activation, residual, weights
-// and group_size.
+// Training forward. out may be x itself. Needs M >= 2; an empty x gives an empty out. Takes activation, residual,
+// weights and group_size.
 BATCHNORM_API Status batch_norm(const View& x, const Axes& axes, const Param& gamma, const Param& beta,
                                 const MutView& out, const MutStats& saved, const Options& options = {}) noexcept;
 
@@ -270,8 +271,8 @@ BATCHNORM_API Status batch_norm_inference_backward(const View& dy, const View& x
                                                    const MutParam& dgamma, const MutParam& dbeta,
                                                    const Options& options = {}) noexcept;
 
-// Training forward, y in the place of x, for batch_norm_backward_from_output: what that cannot go back through is refused
-// before x is overwritten.
+// Training forward, y in the place of x, for batch_norm_backward_from_output: what that cannot go back through is
+// refused before x is overwritten.
 BATCHNORM_API Status batch_norm_inplace(const MutView& x, const Axes& axes, const Param& gamma, const Param& beta,
                                         const MutStats& saved, const Options& options = {}) noexcept;
 
