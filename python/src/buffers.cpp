@@ -46,15 +46,15 @@ void unmap(void* data) {
     munmap(own.mapping, own.mapped);
 }
 
-// The unused buffers of one size: one that is kept, and spare ones whose pages the kernel may take whenever it needs
-// memory. What is written before it does costs no page fault: a fresh page costs more than what a kernel does with it.
+// The unused buffers of one size: one that is kept, so that one result after the other costs nothing, and spare ones,
+// whose pages the kernel may take whenever it needs memory. One that it did not take is written without a page fault.
 struct Unused {
     std::size_t bytes;
     void *kept, *spare;
     std::uint64_t since;
 };
 
-// The last sizes used. It has nothing to destroy: arrays may die after the last of this library's code ran.
+// The last sizes released. It has nothing to destroy: arrays may die after the last of this library's code ran.
 Unused sizes[16];
 
 // Counts acquires and releases. A spare buffer that was not taken for as long as a training step of 250 layers leaves.
@@ -63,7 +63,8 @@ constexpr std::uint64_t patience = 1024;
 
 std::mutex mutex;
 
-// The kernel passes over pages that another process has too, so buffers that were in use at a fork cannot be spare.
+// The kernel frees no huge page lazily that another process has too: a buffer that was in use at a fork cannot be
+// spare.
 std::atomic<unsigned> forks;
 
 // A fork takes the mutex along as it is, and the child would pay for copies of pages whose content nobody needs.
@@ -95,11 +96,8 @@ void* take(Unused& unused) { return pop(unused.kept ? unused.kept : unused.spare
 void* take(std::size_t bytes) {
     const std::lock_guard lock(mutex);
     ++now;
-    for (Unused& unused : sizes) {
-        if (unused.bytes != bytes) continue;
-        unused.since = now;
-        return take(unused);
-    }
+    for (Unused& unused : sizes)
+        if (unused.bytes == bytes) return take(unused);
     return nullptr;
 }
 
