@@ -17,6 +17,16 @@ int tensors(Op op) noexcept {
     return backward ? 2 : 1;
 }
 
+const kernels::TypeKernels& kernels_of(const kernels::KernelTable& table, DType dtype) noexcept {
+    switch (dtype) {
+        case DType::f64: return table.f64;
+        case DType::f16: return table.f16;
+        case DType::bf16: return table.bf16;
+        case DType::f32: break;
+    }
+    return table.f32;
+}
+
 // Finds the kernels, plans, gets the memory and calls body(run). The arguments are valid and x is not empty.
 template <class Body>
 Status execute(Op op, const Validator& valid, const View* const (&views)[roles], const Options& options,
@@ -42,7 +52,7 @@ Status execute(Op op, const Validator& valid, const View* const (&views)[roles],
 
     Arena arena(scratch.data());
     const Memory memory(arena, box, chunks, team.threads, reduces(op));
-    const Stages stages{box, chunks, box.dtype == DType::f32 ? table->f32 : table->f64, memory, plan.stream};
+    const Stages stages{box, chunks, kernels_of(*table, box.dtype), memory, plan.stream};
     body(Run{stages, plan, team});
     return status;
 }

@@ -53,7 +53,7 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
         return min(box.channels(), whole_lines(ceil_div(lanes, box.plane), box));
     };
     // Rows of all operands and what the kernels look up for them, at most three values for each operand.
-    const int64_t in_l1 = row_bytes_in_l1 / (unit * (4 * tensors + 1));
+    const int64_t in_l1 = row_bytes_in_l1 / (unit * (tensors + 1) + item_size(arithmetic(box.dtype)) * 3 * tensors);
 
     // Columns, all rows of them: if they stay in cache and are long enough in each row. Even parts, as many for each
     // thread.

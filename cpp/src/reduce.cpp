@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "kernels/half.hpp"
+
 namespace batchnorm {
 namespace {
 
@@ -15,28 +17,38 @@ double total(const double* values, int64_t n) noexcept {
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
+template <class T>
+T load(const void* p) noexcept {
+    T value;  // of x, which need not be aligned
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
 // From the sums of n differences from a pivot to mean and m2, in place. Rounding must not make m2 negative; a NaN
 // stays.
 template <class T>
 void finish_moments(const void* pivots, int64_t step, int64_t channels, double n, double* sums_to_means,
                     double* sums_sq_to_m2) noexcept {
-    for (int64_t c = 0; c < channels; ++c) {
-        T pivot;  // of x, which need not be aligned
-        std::memcpy(&pivot, static_cast<const char*>(pivots) + c * step * static_cast<int64_t>(sizeof(T)), sizeof(T));
+    const char* pivot = static_cast<const char*>(pivots);
+    for (int64_t c = 0; c < channels; ++c, pivot += step * static_cast<int64_t>(sizeof(T))) {
         const double shift = sums_to_means[c] / n;
         const double m2 = sums_sq_to_m2[c] - sums_to_means[c] * shift;
-        sums_to_means[c] = static_cast<double>(pivot) + shift;
+        sums_to_means[c] = static_cast<double>(load<T>(pivot)) + shift;
         sums_sq_to_m2[c] = m2 < 0 ? 0 : m2;
     }
 }
+
+// Further than this many standard deviations from the mean a pivot is far: sums of squares are then this much, squared,
+// larger than what remains of them, and so is what float loses of it. An element of normal numbers is not so far in a
+// million.
+constexpr double far = 5;
 
 // Copies a value of each channel to all its lanes, `fold` times over.
 template <class T, class ValueAt>
 void* expand(Range channels, int64_t plane, int64_t fold, void* memory, const ValueAt& value_at) noexcept {
     T *const first = static_cast<T*>(memory), *to = first;
     for (int64_t c = channels.begin; c < channels.end; ++c) {
-        T value;  // of x, which need not be aligned
-        std::memcpy(&value, value_at(c), sizeof value);
+        const T value = static_cast<T>(value_at(c));
         for (int64_t i = 0; i < plane; ++i) *to++ = value;
     }
     const int64_t lanes = channels.size() * plane;
@@ -56,14 +68,20 @@ void gather(const double* sums, int64_t channels, int64_t plane, int64_t fold, d
     }
 }
 
+// A second round around the means is enough.
+constexpr int rounds = 2;
+
 template <class Terms>
 void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, char* tiles) noexcept {
     for (int64_t c = chunk.channels.begin; c < chunk.channels.end; ++c) {
         RowSums sums;
-        sums.clear();
-        for_each_span(terms.stages.box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, Terms::access, tiles,
-                      [&](const Span& span) { terms.add(terms.row_args(span, terms.around(c), sums)); });
-        finish_row(terms, sums, chunk.group, k, c);
+        terms.around(c, sums.around);
+        for (int round = 0; round < rounds; ++round) {
+            sums.clear();
+            for_each_span(terms.stages.box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, Terms::access, tiles,
+                          [&](const Span& span) { terms.add(terms.row_args(span, sums)); });
+            if (!finish_row(terms, sums, chunk.group, k, c)) break;
+        }
     }
 }
 
@@ -77,18 +95,21 @@ void reduce_lanes(const Terms& terms, const Region& chunk, int64_t k, const Work
     double* const second = terms.stages.memory.slot(1, chunk.group, k) + channels.begin;
     const bool shared = fold > 1 || plane > 1;
     double* const sums[2] = {shared ? worker.sums : first, shared ? worker.sums + lanes * fold : second};
-    for (double* sum : sums) std::memset(sum, 0, static_cast<std::size_t>(lanes * fold) * sizeof *sum);
-
     const void* around = terms.around_lanes(channels, fold, worker.values);
     const Region region{chunk.group, {channels.begin * plane, channels.end * plane}, chunk.outers, chunk.inners};
-    for_each_batch(box, region, Terms::access, fold, worker.tiles, *worker.lists,
-                   [&](const Batch& batch) { terms.add(batch, around, sums[0] + batch.first, sums[1] + batch.first); });
 
-    if (shared) {
-        gather(sums[0], channels.size(), plane, fold, first);
-        gather(sums[1], channels.size(), plane, fold, second);
+    for (int round = 0; round < rounds; ++round) {
+        for (double* sum : sums) std::memset(sum, 0, static_cast<std::size_t>(lanes * fold) * sizeof *sum);
+        for_each_batch(box, region, Terms::access, fold, worker.tiles, *worker.lists, [&](const Batch& batch) {
+            terms.add(batch, around, sums[0] + batch.first, sums[1] + batch.first);
+        });
+        if (shared) {
+            gather(sums[0], channels.size(), plane, fold, first);
+            gather(sums[1], channels.size(), plane, fold, second);
+        }
+        terms.finish(around, plane, channels, first, second);
+        if (!terms.recentre(worker.values, channels, plane, fold, first, second)) break;
     }
-    terms.finish(around, plane, channels.size(), first, second);
 }
 
 }  // namespace
@@ -102,27 +123,80 @@ MomentSums::MomentSums(const Stages& stages_, int64_t g_, int64_t k) noexcept
             x.offset(box.level[inner], inner, stages.chunks.inner_range(k).begin);
 }
 
-const void* MomentSums::around(int64_t c) const noexcept {
+const char* MomentSums::first_of(int64_t c) const noexcept {
     return first + stages.box.operand[role_x].offset(stages.box.level[channel], channel, c * stages.box.plane);
 }
 
+double MomentSums::pivot(int64_t c) const noexcept {
+    const char* const p = first_of(c);
+    switch (stages.box.dtype) {
+        case DType::f64: return load<double>(p);
+        case DType::f16: return static_cast<double>(to_float(load<Half>(p)));
+        case DType::bf16: return static_cast<double>(to_float(load<BFloat16>(p)));
+        case DType::f32: break;
+    }
+    return static_cast<double>(load<float>(p));
+}
+
+const void* MomentSums::expanded(Range channels, int64_t plane, int64_t fold, void* memory) const noexcept {
+    const auto value = [&](int64_t c) { return pivot(c); };
+    return arithmetic(stages.box.dtype) == DType::f32 ? expand<float>(channels, plane, fold, memory, value)
+                                                      : expand<double>(channels, plane, fold, memory, value);
+}
+
+void MomentSums::around(int64_t c, void* to) const noexcept { expanded({c, c + 1}, 1, 1, to); }
+
 const void* MomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
     const Box& box = stages.box;
-    if (fold == 1 && box.plane == 1 && box.operand[role_x].direct) return around(channels.begin);
-    const auto pivot = [&](int64_t c) { return around(c); };
-    return box.dtype == DType::f32 ? expand<float>(channels, box.plane, fold, memory, pivot)
-                                   : expand<double>(channels, box.plane, fold, memory, pivot);
+    if (fold == 1 && box.plane == 1 && box.operand[role_x].direct && !is_half(box.dtype))
+        return first_of(channels.begin);
+    return expanded(channels, box.plane, fold, memory);
 }
 
-void MomentSums::finish(const void* around, int64_t step, int64_t channels, double* sums_to_means,
+void MomentSums::finish(const void* around, int64_t step, Range channels, double* sums_to_means,
                         double* sums_sq_to_m2) const noexcept {
-    const auto finish = stages.box.dtype == DType::f32 ? finish_moments<float> : finish_moments<double>;
-    finish(around, step, channels, n, sums_to_means, sums_sq_to_m2);
+    const auto finish = arithmetic(stages.box.dtype) == DType::f32 ? finish_moments<float> : finish_moments<double>;
+    finish(around, step, channels.size(), n, sums_to_means, sums_sq_to_m2);
 }
+
+bool MomentSums::recentre(void* around, Range channels, int64_t plane, int64_t fold, const double* means,
+                          const double* m2) const noexcept {
+    if (!is_half(stages.box.dtype)) return false;
+    auto* const pivots = static_cast<float*>(around);
+    bool any = false;
+    for (int64_t c = 0; c < channels.size(); ++c) {
+        const double shift = means[c] - static_cast<double>(pivots[c * plane]);
+        if (!(shift * shift * n > far * far * m2[c])) continue;
+        any = true;
+        for (int64_t f = 0; f < fold; ++f)
+            for (int64_t i = 0; i < plane; ++i)
+                pivots[(f * channels.size() + c) * plane + i] = static_cast<float>(means[c]);
+    }
+    return any;
+}
+
+void GradientSums::around(int64_t c, void* to) const noexcept { expanded({c, c + 1}, 1, 1, to); }
 
 const void* GradientSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
-    if (fold == 1 && stages.box.plane == 1) return around(channels.begin);
-    return expand<double>(channels, stages.box.plane, fold, memory, [&](int64_t c) { return around(c); });
+    const int64_t plane = stages.box.plane;
+    if (fold == 1 && plane == 1 && !is_half(stages.box.dtype)) return means + channels.begin;
+    return expanded(channels, plane, fold, memory);
+}
+
+const void* GradientSums::expanded(Range channels, int64_t plane, int64_t fold, void* memory) const noexcept {
+    const auto value = [&](int64_t c) { return means[c]; };
+    return is_half(stages.box.dtype) ? expand<float>(channels, plane, fold, memory, value)
+                                     : expand<double>(channels, plane, fold, memory, value);
+}
+
+// What the float next to a mean left out of it.
+void GradientSums::finish(const void*, int64_t, Range channels, double* sums_dy, double* sums_dy_xmu) const noexcept {
+    if (!is_half(stages.box.dtype)) return;
+    for (int64_t c = 0; c < channels.size(); ++c) {
+        const double mean = means[channels.begin + c];
+        const double rest = mean - static_cast<double>(static_cast<float>(mean));
+        if (rest != 0) sums_dy_xmu[c] -= rest * sums_dy[c];
+    }
 }
 
 template <class Terms>

@@ -50,7 +50,7 @@ class DirectRows {
 
 // A tile holds one operand's share of a kernel call; a worker has one for each operand.
 inline constexpr int64_t tile_elements = 4096;
-static_assert(tile_elements % kernels::row_alignment == 0);
+static_assert(tile_elements % kernels::row_alignment == 0 && tile_elements % kernels::half_row_run == 0);
 inline constexpr int64_t tile_bytes = tile_elements * 8;
 
 // n elements of a row, from its `start`-th on, to or from contiguous memory.
@@ -148,6 +148,8 @@ struct RowLists {
     static constexpr int64_t most_rows = 256;
     const void* at[roles][most_rows + kernels::rows_ahead];
 };
+static_assert(RowLists::most_rows % kernels::half_lane_rows == 0 &&
+              kernels::rows_ahead % kernels::half_lane_rows == 0);  // the rows of batches
 
 // Lanes and rows of a batch that is packed.
 inline constexpr int64_t packed_lanes = tile_elements / kernels::rows_ahead;

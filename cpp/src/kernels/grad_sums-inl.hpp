@@ -1,67 +1,46 @@
-// grad_sums: sums of dy and dy * (x - mean) in float64.
+// grad_sums: sums of dy and dy * (x - mean).
+//
+// For 16-bit elements the mean is the float next to it; what that leaves out, times the sum of dy, is for the caller to
+// take off.
 #pragma once
 
-#include "rows-inl.hpp"
+#include "sums-inl.hpp"
 
 namespace {
 
 using batchnorm::kernels::LaneGradSumsArgs;
 using batchnorm::kernels::RowGradSumsArgs;
 
-struct GradientSums {
-    Vec<double> dy, dy_xmu;
-
-    void add(Vec<double> gradient, Vec<double> difference) {
-        dy = dy + gradient;
-        dy_xmu = fma(gradient, difference, dy_xmu);
-    }
-};
-
-// Adds rows up in registers.
 template <class T>
 class RowGradSums {
   public:
     using Args = RowGradSumsArgs;
 
-    explicit RowGradSums(const RowGradSumsArgs& args) : args_(args), mean_(Vec<double>::all(*args.mean)) {
-        for (int k = 0; k < chains; ++k)
-            sums_[k] = {Vec<double>::load(args.sum_dy + k * width), Vec<double>::load(args.sum_dy_xmu + k * width)};
-    }
+    explicit RowGradSums(const RowGradSumsArgs& args)
+        : args_(args), mean_(*static_cast<const Run<T>*>(args.mean)), sums_({args.sum_dy, args.sum_dy_xmu}) {}
 
-    // As RowMoments::add.
+    // As RowOfSums::add.
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
         const T* dy = row_at<T>(args_.dy, args_.dy_stride, row);
         const T* x = row_at<T>(args_.x, args_.x_stride, row);
-        int64_t i = begin;
-        for (; i + chains * width <= end; i += chains * width) {
-            for (int k = 0; k < chains; ++k) sums_[k].add(widen(dy + i + k * width), widen(x + i + k * width) - mean_);
-        }
-#pragma GCC unroll 4
-        for (int k = 0; k < chains; ++k) {
-            const int64_t left = end - i - k * width;
-            const int64_t at = i + k * width;
-            if (left >= width)
-                sums_[k].add(widen(dy + at), widen(x + at) - mean_);
-            else if (left > 0)
-                sums_[k].add(widen(dy + at, static_cast<int>(left)), widen(x + at, static_cast<int>(left)) - mean_);
-        }
+        const auto mean = Vec<Run<T>>::all(mean_);
+        sums_.add(
+            begin, end,
+            [=](TwoSums<Run<T>>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
+                sums.add_product(summand(dy + i, left...), summand(x + i, left...) - mean);
+            },
+            [=, this](int64_t i, Accumulators to) {
+                const double gradient = exactly(dy + i);
+                to.add(gradient, gradient * (exactly(x + i) - static_cast<double>(mean_)));
+            });
     }
 
-    void store() const {
-        for (int k = 0; k < chains; ++k) {
-            sums_[k].dy.store(args_.sum_dy + k * width);
-            sums_[k].dy_xmu.store(args_.sum_dy_xmu + k * width);
-        }
-    }
+    void store() const { sums_.store(); }
 
   private:
-    static constexpr int width = Vec<double>::width;
-    static constexpr int chains = 4;  // as in RowMoments
-    static_assert(chains * width <= batchnorm::kernels::row_accumulators);
-
     const RowGradSumsArgs& args_;
-    const Vec<double> mean_;
-    GradientSums sums_[chains];
+    const Run<T> mean_;
+    RowOfSums<T> sums_;
 };
 
 template <class T>
@@ -73,7 +52,10 @@ void grad_sums_row(const RowGradSumsArgs& args) noexcept {
 
 template <class T>
 void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
-    constexpr int block = 4, width = Vec<double>::width;  // two operands, and L1 should hold a block
+    // Two operands, and L1 should hold a block. The rest as in moments_lane.
+    constexpr int block = is_half<T> ? 8 : 4, run = 4, width = Vec<Run<T>>::width;
+    static_assert(batchnorm::kernels::half_lane_rows % block == 0);
+    const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
         RowsAhead dy_ahead(args.dy, row, args.listed, row_bytes);
@@ -82,26 +64,33 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
             constexpr int vectors = decltype(count)::value;
             constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
             const char *const dy_fetched = dy_ahead.take(block * bytes), *const x_fetched = x_ahead.take(block * bytes);
-            Vec<double> mean[vectors];
-            GradientSums sums[vectors];
-            for (int v = 0; v < vectors; ++v) {
-                const int64_t at = i + v * width;
-                mean[v] = Vec<double>::load(args.mean + at, left...);
-                sums[v] = {Vec<double>::load(args.sum_dy + at, left...),
-                           Vec<double>::load(args.sum_dy_xmu + at, left...)};
-            }
-            for (int r = 0; r < rows; ++r) {
-                const T* dy = static_cast<const T*>(args.dy[row + r]) + i;
-                const T* x = static_cast<const T*>(args.x[row + r]) + i;
-                prefetch(dy_fetched + r * bytes);
-                prefetch(x_fetched + r * bytes);
+            Vec<Run<T>> mean[vectors];
+            for (int v = 0; v < vectors; ++v) mean[v] = Vec<Run<T>>::load(means + i + v * width, left...);
+            for_each_run<run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+                TwoSums<Run<T>> sums[vectors];
                 for (int v = 0; v < vectors; ++v)
-                    sums[v].add(widen(dy + v * width, left...), widen(x + v * width, left...) - mean[v]);
-            }
-            for (int v = 0; v < vectors; ++v) {
-                sums[v].dy.store(args.sum_dy + i + v * width, left...);
-                sums[v].dy_xmu.store(args.sum_dy_xmu + i + v * width, left...);
-            }
+                    sums[v] = begin_run<T>({args.sum_dy + i + v * width, args.sum_dy_xmu + i + v * width}, left...);
+                for (int r = begin; r < end; ++r) {
+                    const T* dy = static_cast<const T*>(args.dy[row + r]) + i;
+                    const T* x = static_cast<const T*>(args.x[row + r]) + i;
+                    prefetch(dy_fetched + r * bytes);
+                    prefetch(x_fetched + r * bytes);
+                    for (int v = 0; v < vectors; ++v)
+                        sums[v].add_product(summand(dy + v * width, left...),
+                                            summand(x + v * width, left...) - mean[v]);
+                }
+                for (int v = 0; v < vectors; ++v) {
+                    const int64_t at = i + v * width;
+                    const auto exact = [&](int lane, Accumulators to) {
+                        for (int r = begin; r < end; ++r) {
+                            const double gradient = exactly(static_cast<const T*>(args.dy[row + r]) + at + lane);
+                            const double x = exactly(static_cast<const T*>(args.x[row + r]) + at + lane);
+                            to.add(gradient, gradient * (x - static_cast<double>(means[at + lane])));
+                        }
+                    };
+                    end_run<T>(sums[v], {args.sum_dy + at, args.sum_dy_xmu + at}, exact, left...);
+                }
+            });
         });
     });
 }

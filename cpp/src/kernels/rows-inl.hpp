@@ -1,6 +1,7 @@
 // What the four kernels share: elements, stepping through rows, and looking up a per-channel value.
 #pragma once
 
+#include "half.hpp"
 #include "table.hpp"
 
 namespace {
@@ -13,8 +14,21 @@ template <class T>
 struct ArithmeticOf {
     using type = T;
 };
+template <>
+struct ArithmeticOf<Half> {
+    using type = float;
+};
+template <>
+struct ArithmeticOf<BFloat16> {
+    using type = float;
+};
 template <class T>
 using Arithmetic = typename ArithmeticOf<T>::type;
+
+// Whether elements of type T are of 16 bits: then the arithmetic is of another type, into which Vec's header loads
+// them, and out of which it stores them.
+template <class T>
+constexpr bool is_half = sizeof(T) == 2;
 
 // Elements of memory, as what they are computed in, and back; at most the first n of a vector with a trailing n.
 template <class T, class... Left>
@@ -24,6 +38,21 @@ Vec<Arithmetic<T>> load(const T* p, Left... left) {
 template <class T, class... Left>
 void store(Vec<Arithmetic<T>> v, T* p, Left... left) {
     v.store(p, left...);
+}
+// Of 16 bits through a small array, so that no memory past n is touched.
+template <class T>
+    requires is_half<T>
+Vec<float> load(const T* p, int n) {
+    T lanes[Vec<float>::width] = {};
+    __builtin_memcpy(lanes, p, static_cast<unsigned>(n) * sizeof(T));
+    return load(lanes + 0);
+}
+template <class T>
+    requires is_half<T>
+void store(Vec<float> v, T* p, int n) {
+    T lanes[Vec<float>::width];
+    store(v, lanes + 0);
+    __builtin_memcpy(p, lanes, static_cast<unsigned>(n) * sizeof(T));
 }
 template <class T>
 void stream(Vec<Arithmetic<T>> v, T* p) {
