@@ -1,5 +1,6 @@
 #include "reduce.hpp"
 
+#include <cmath>
 #include <cstring>
 
 #include "kernels/half.hpp"
@@ -36,6 +37,13 @@ void finish_moments(const void* pivots, int64_t step, int64_t channels, double n
         sums_to_means[c] = static_cast<double>(load<T>(pivot)) + shift;
         sums_sq_to_m2[c] = m2 < 0 ? 0 : m2;
     }
+}
+
+// A mean as runs of 16-bit elements take it: rounded to their type. Differences from it, and products of them with
+// elements, then seldom need more bits than a float has. A mean that is not theirs may be too large for the type.
+float mean_of_half(double mean, DType dtype) noexcept {
+    const float hi = dtype == DType::f16 ? to_float(from_double<Half>(mean)) : to_float(from_double<BFloat16>(mean));
+    return std::isfinite(hi) ? hi : static_cast<float>(mean);
 }
 
 // Further than this many standard deviations from the mean a pivot is far: sums of squares are then this much, squared,
@@ -170,7 +178,7 @@ bool MomentSums::recentre(void* around, Range channels, int64_t plane, int64_t f
         any = true;
         for (int64_t f = 0; f < fold; ++f)
             for (int64_t i = 0; i < plane; ++i)
-                pivots[(f * channels.size() + c) * plane + i] = static_cast<float>(means[c]);
+                pivots[(f * channels.size() + c) * plane + i] = mean_of_half(means[c], stages.box.dtype);
     }
     return any;
 }
@@ -184,17 +192,18 @@ const void* GradientSums::around_lanes(Range channels, int64_t fold, void* memor
 }
 
 const void* GradientSums::expanded(Range channels, int64_t plane, int64_t fold, void* memory) const noexcept {
-    const auto value = [&](int64_t c) { return means[c]; };
-    return is_half(stages.box.dtype) ? expand<float>(channels, plane, fold, memory, value)
-                                     : expand<double>(channels, plane, fold, memory, value);
+    const DType dtype = stages.box.dtype;
+    return is_half(dtype)
+               ? expand<float>(channels, plane, fold, memory, [&](int64_t c) { return mean_of_half(means[c], dtype); })
+               : expand<double>(channels, plane, fold, memory, [&](int64_t c) { return means[c]; });
 }
 
-// What the float next to a mean left out of it.
+// What mean_of_half left out of the means.
 void GradientSums::finish(const void*, int64_t, Range channels, double* sums_dy, double* sums_dy_xmu) const noexcept {
     if (!is_half(stages.box.dtype)) return;
     for (int64_t c = 0; c < channels.size(); ++c) {
         const double mean = means[channels.begin + c];
-        const double rest = mean - static_cast<double>(static_cast<float>(mean));
+        const double rest = mean - static_cast<double>(mean_of_half(mean, stages.box.dtype));
         if (rest != 0) sums_dy_xmu[c] -= rest * sums_dy[c];
     }
 }

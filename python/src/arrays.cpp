@@ -15,7 +15,7 @@ namespace {
 // under a lock: looking up imports, which lets other threads run, and one that waited for the lock with the GIL would
 // wait for ever. Two threads may both do it.
 struct NumPy {
-    nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, float16_dtype, uint16, masked_array;
+    nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, float16_dtype, uint16, empty, masked_array;
 
     static const NumPy& get() {
         static const NumPy* numpy = nullptr;
@@ -33,6 +33,7 @@ struct NumPy {
         float32_dtype = np.attr("dtype")(np.attr("float32"));
         float16_dtype = np.attr("dtype")(np.attr("float16"));
         uint16 = np.attr("uint16");
+        empty = np.attr("empty");
         masked_array = np.attr("ma").attr("MaskedArray");
     }
 };
@@ -329,9 +330,14 @@ Array Array::param_grad(const Array& param, const Array& x, const std::vector<st
         if (typed) array.cast_to_ = param.cast_to_;
         return array;
     }
-    // For 16 bits few values are converted soon enough.
-    Array array = fresh(shape, typed ? DType::f64 : DType::f32, x.kind_);
-    if (typed) array.cast_to_ = param.object_.attr("dtype");
+    if (!typed) return fresh(shape, DType::f32, x.kind_);
+    nb::list sizes;
+    for (const std::int64_t size : shape) sizes.append(size);
+    const nb::object dtype = param.object_.attr("dtype");
+    const nb::object made = x.kind_ == Kind::torch ? Torch::get()->module.attr("empty")(sizes, nb::arg("dtype") = dtype)
+                                                   : NumPy::get().empty(sizes, dtype);
+    Array array;
+    array.import("array", made, x.kind_, true);
     return array;
 }
 

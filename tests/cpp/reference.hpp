@@ -1,7 +1,8 @@
 // Batch normalization by its formulas, in float64 and two passes, with a bound for what rounding may add.
 //
 // A bound counts each rounding of the library's own arithmetic, element by element; u is the unit roundoff of the
-// data's type, 2^-24 or 2^-53.
+// type of the arithmetic, 2^-24 or 2^-53. 16-bit data is rounded once more where it is stored, and its sums start in
+// float.
 #pragma once
 
 #include "tensor.hpp"
@@ -14,7 +15,19 @@ namespace reference {
 inline constexpr double sum_error = 1e-12;
 inline constexpr double u64 = 0x1p-53;
 
-inline double unit_roundoff(DType dtype) { return dtype == DType::f32 ? 0x1p-24 : u64; }
+inline double unit_roundoff(DType dtype) { return dtype == DType::f64 ? u64 : 0x1p-24; }
+inline bool is_half(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16; }
+
+// Of values in a type: half a unit in the last place for each, and half the least number.
+inline double storage_error(DType dtype, double value) {
+    switch (dtype) {
+        case DType::f64: return 0;
+        case DType::f32: return 0x1p-24 * std::fabs(value);
+        case DType::f16: return 0x1p-11 * std::fabs(value) + 0x1p-25;
+        case DType::bf16: return 0x1p-8 * std::fabs(value) + 0x1p-134;
+    }
+    return 0;
+}
 
 // What roundings of subnormal numbers add, four of them at most.
 inline double underflow(double u) { return u == u64 ? 4 * 0x1p-1074 : 4 * 0x1p-149; }

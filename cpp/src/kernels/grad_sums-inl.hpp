@@ -1,6 +1,6 @@
 // grad_sums: sums of dy and dy * (x - mean).
 //
-// For 16-bit elements the mean is the float next to it; what that leaves out, times the sum of dy, is for the caller to
+// For 16-bit elements the mean is a number near it; what that leaves out, times the sum of dy, is for the caller to
 // take off.
 #pragma once
 
@@ -66,7 +66,7 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
             const char *const dy_fetched = dy_ahead.take(block * bytes), *const x_fetched = x_ahead.take(block * bytes);
             Vec<Run<T>> mean[vectors];
             for (int v = 0; v < vectors; ++v) mean[v] = Vec<Run<T>>::load(means + i + v * width, left...);
-            for_each_run<run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+            for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
                 TwoSums<Run<T>> sums[vectors];
                 for (int v = 0; v < vectors; ++v)
                     sums[v] = begin_run<T>({args.sum_dy + i + v * width, args.sum_dy_xmu + i + v * width}, left...);

@@ -67,7 +67,7 @@ void moments_lane(const LaneMomentsArgs& args) noexcept {
             const char* fetched = ahead.take(block * bytes);
             Vec<Run<T>> pivot[vectors];
             for (int v = 0; v < vectors; ++v) pivot[v] = as_summand<T>(pivots + i + v * width, left...);
-            for_each_run<run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+            for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
                 TwoSums<Run<T>> sums[vectors];
                 for (int v = 0; v < vectors; ++v)
                     sums[v] = begin_run<T>({args.sum + i + v * width, args.sum_sq + i + v * width}, left...);

@@ -175,10 +175,12 @@ constexpr int lanes_of(int left) {
     return left;
 }
 
-// step(begin, end) for runs of a block's rows.
-template <int run, class Step>
-[[gnu::always_inline]] inline void for_each_run(int rows, const Step& step) {
-    for (int begin = 0; begin < rows; begin += run) step(begin, begin + run < rows ? begin + run : rows);
+// step(begin, end) for runs of a block's rows. The rows that are left of whole blocks are runs of one: where there are
+// few in all, no others would take off what a single rounding of their sum adds.
+template <class T, int run, class Rows, class Step>
+[[gnu::always_inline]] inline void for_each_run(Rows rows, const Step& step) {
+    constexpr int most = !is_half<T> || !__is_same(Rows, int) ? run : 1;
+    for (int begin = 0; begin < rows; begin += most) step(begin, begin + most < rows ? begin + most : +rows);
 }
 
 // A run of lanes: the sums that it starts with, and the accumulators that they go to.
