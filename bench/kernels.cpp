@@ -127,10 +127,10 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
     };
     const auto run_grad_sums = [&] {
         if (pattern == row)
-            kernels.row_grad_sums(
+            kernels.plain.row_grad_sums(
                 {data.dy.data(), stride, data.x.data(), stride, rows, count, mean.data(), sums.data(), more.data()});
         else
-            kernels.lane_grad_sums(
+            kernels.plain.lane_grad_sums(
                 {dy_rows.data(), x_rows.data(), rows, count, rows, mean.data(), sums.data(), more.data()});
     };
     NormalizeArgs normalize{data.x.data(), stride,     data.out.data(), stride, rows, count,
@@ -139,11 +139,11 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
                              rows,           count,       small.data(),  one.data(), zero.data(),     one.data(),
                              small.data(),   zero.data(), count,         false};
     const auto run_normalize = [&] {
-        kernels.normalize[pattern](normalize);
+        kernels.plain.normalize[pattern](normalize);
         if (normalize.stream) kernels.finish_streams();
     };
     const auto run_input_grad = [&] {
-        kernels.input_grad[pattern](input_grad);
+        kernels.plain.input_grad[pattern](input_grad);
         if (input_grad.stream) kernels.finish_streams();
     };
     std::vector<Result> results = {

@@ -24,25 +24,24 @@ struct Slab {
     bool none() const noexcept { return channels.size() == 0; }
 };
 
-inline void both(const kernels::TypeKernels& kernels, const kernels::RowMomentsArgs& read,
+inline void both(const kernels::FlavourKernels& flavour, const kernels::RowMomentsArgs& read,
                  const kernels::NormalizeArgs& write) noexcept {
-    kernels.moments_and_normalize(read, write);
+    flavour.moments_and_normalize(read, write);
 }
-inline void both(const kernels::TypeKernels& kernels, const kernels::RowGradSumsArgs& read,
+inline void both(const kernels::FlavourKernels& flavour, const kernels::RowGradSumsArgs& read,
                  const kernels::NormalizeArgs& write) noexcept {
-    kernels.grad_sums_and_normalize(read, write);
+    flavour.grad_sums_and_normalize(read, write);
 }
-inline void both(const kernels::TypeKernels& kernels, const kernels::RowGradSumsArgs& read,
+inline void both(const kernels::FlavourKernels& flavour, const kernels::RowGradSumsArgs& read,
                  const kernels::InputGradArgs& write) noexcept {
-    kernels.grad_sums_and_input_grad(read, write);
+    flavour.grad_sums_and_input_grad(read, write);
 }
 
 // Reduces one slab and applies to another, row by row; either may be none.
 template <class Reduce, class Apply>
 void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written) noexcept {
     const Box& box = stages.box;
-    const int64_t unit = item_size(box.dtype);
-    const DirectRows from(box, Reduce::access, read.group), to(box, Apply::access, written.group);
+    const DirectRows from(box, Uses(box, Reduce::access), read.group), to(box, Uses(box, Apply::access), written.group);
     const int64_t reads = read.channels.size(), writes = written.channels.size();
 
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
@@ -58,18 +57,18 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 const int64_t read_c = read.channels.begin + b, written_c = written.channels.begin + b;
                 const Span source = from.row(o, b < reads ? read_c : 0, inners);
                 const Span target = to.row(o, b < writes ? written_c : 0, inners);
-                const void* at[coefficient_count] = {};
+                Looked at = {};
                 const int64_t c = written.group * Memory::coefficient_pitch(box) + written_c;
-                for (int i = 0; i < Apply::coefficients; ++i)
+                for (int i = 0; i < Apply::coefficients(box); ++i)
                     at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + c * Memory::coefficient_size(box);
-                const bool stream = streams(stages, target.data[role_out], 0, inners.size() * unit);
+                const bool stream = streams<Apply>(stages, target);
 
                 if (b >= writes)
                     terms.add(terms.row_args(source, sums[b]));
                 else if (b >= reads)
-                    Apply::write(stages, Apply::args(box, target, at, stream));
+                    Apply::write(stages, Apply::args(stages, target, at, stream));
                 else
-                    both(stages.kernels, terms.row_args(source, sums[b]), Apply::args(box, target, at, stream));
+                    both(stages.flavour, terms.row_args(source, sums[b]), Apply::args(stages, target, at, stream));
             }
         for (int64_t b = 0; b < reads; ++b) {
             const int64_t c = read.channels.begin + b;

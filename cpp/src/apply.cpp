@@ -11,14 +11,15 @@ constexpr int64_t long_row_bytes = 1024;
 // What the kernels look up for channels of a group, from the first one on.
 template <class Terms>
 struct Coefficients {
+    const int count;
     const char* at[coefficient_count] = {};
 
-    Coefficients(const Stages& stages, int64_t g, Range channels, int worker) noexcept {
+    Coefficients(const Stages& stages, int64_t g, Range channels, int worker) noexcept
+        : count(Terms::coefficients(stages.box)) {
         const Box& box = stages.box;
         const int64_t unit = Memory::coefficient_size(box);
         const int64_t first = g * Memory::coefficient_pitch(box) + channels.begin;
-        for (int i = 0; i < Terms::coefficients; ++i)
-            at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + first * unit;
+        for (int i = 0; i < count; ++i) at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + first * unit;
         if (box.plane > 1) expand(stages, channels.size(), stages.memory.worker(box, worker));
     }
 
@@ -28,7 +29,7 @@ struct Coefficients {
     void expand(const Stages& stages, int64_t channels, const WorkerMemory& worker) noexcept {
         const int64_t unit = Memory::coefficient_size(stages.box), lanes = channels * stages.box.plane;
         char* to = static_cast<char*>(worker.coefficients);
-        for (int i = 0; i < Terms::coefficients; ++i) {
+        for (int i = 0; i < count; ++i) {
             stages.kernels.expand(at[i], channels, stages.box.plane, to);
             // Rows that are joined go on with the first lanes.
             for (int64_t lane = 0; lane < kernels::lane_padding; ++lane)
@@ -48,20 +49,19 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
     const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
     const int64_t unit = item_size(box.dtype);
     const Coefficients<Terms> coefficients(stages, g, channels, worker);
-    char* const tiles = stages.memory.worker(box, worker).tiles;
+    const WorkerMemory memory = stages.memory.worker(box, worker);
+    const Tiles& tiles = memory.tiles;
+    const Uses uses(box, Terms::access);
 
-    const auto write = [&](Span span, int64_t first) {
-        const void* at[coefficient_count] = {};
-        for (int i = 0; i < Terms::coefficients; ++i)
-            at[i] = coefficients.at[i] + first * Memory::coefficient_size(box);
-        const int64_t row_bytes = span.n * unit;
-        Terms::write(
-            stages, Terms::args(box, span, at, streams(stages, span.data[role_out], span.stride[role_out], row_bytes)));
+    const auto write = [&](const Span& span, int64_t first) {
+        Looked at = {};
+        for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * Memory::coefficient_size(box);
+        Terms::write(stages, Terms::args(stages, span, at, streams<Terms>(stages, span)));
     };
     if (box.pattern == Pattern::lane) {
         const Region region{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};
-        for_each_span(box, region, Terms::access, tiles, [&](Span span) {
-            if (span.n == box.lanes() && gapless(span, Terms::access, unit)) {
+        for_each_span(box, region, uses, tiles, [&](Span span) {
+            if (span.n == box.lanes() && gapless(box, span, uses)) {
                 span.n *= span.rows;
                 span.rows = 1;
             }
@@ -69,12 +69,12 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
         });
     } else if (inners.size() * unit >= long_row_bytes && box.direct()) {
         // In memory order, the channels of an outer index after each other.
-        const DirectRows rows(box, Terms::access, g);
+        const DirectRows rows(box, uses, g);
         for (int64_t o = outers.begin; o < outers.end; ++o)
             for (int64_t c = channels.begin; c < channels.end; ++c) write(rows.row(o, c, inners), c - channels.begin);
     } else {
         for (int64_t c = channels.begin; c < channels.end; ++c)
-            for_each_span(box, {g, {c, c + 1}, outers, inners}, Terms::access, tiles,
+            for_each_span(box, {g, {c, c + 1}, outers, inners}, uses, tiles,
                           [&](const Span& span) { write(span, c - channels.begin); });
     }
     if (stages.stream) stages.kernels.finish_streams();
@@ -82,6 +82,7 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
 
 template void apply<Normalize>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void apply<Scale>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void apply<ScaleActivated>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void apply<InputGrad>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 
 }  // namespace batchnorm

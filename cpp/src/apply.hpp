@@ -5,15 +5,18 @@
 
 namespace batchnorm {
 
+// What the kernels look up for a row.
+using Looked = const void* [coefficient_count];
+
 // y = (x - hi) * scale + shift, and dx = scale * dy, which has hi and shift 0.
 template <Role from>
 struct NormalizeFrom {
     static constexpr Access access[roles] = {from == role_x ? Access::read : Access::none,
-                                             from == role_dy ? Access::read : Access::none, Access::write};
-    static constexpr int coefficients = 3;
+                                             from == role_dy ? Access::read : Access::none, Access::write,
+                                             from == role_x ? Access::read : Access::none};
+    static int coefficients(const Box&) noexcept { return 3; }
 
-    static kernels::NormalizeArgs args(const Box& box, const Span& span, const void* const (&at)[coefficient_count],
-                                       bool stream) noexcept {
+    static kernels::NormalizeArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream) noexcept {
         return {span.data[from],
                 span.stride[from],
                 span.data[role_out],
@@ -23,24 +26,39 @@ struct NormalizeFrom {
                 at[0],
                 at[1],
                 at[2],
-                box.lanes(),
-                stream};
+                stages.box.lanes(),
+                stream,
+                stages.epilogue.activates,
+                stages.epilogue.slope,
+                span.data[role_residual],
+                span.stride[role_residual],
+                span.mask,
+                span.mask_stride};
     }
     static void write(const Stages& stages, const kernels::NormalizeArgs& args) noexcept {
-        stages.kernels.normalize[stages.box.pattern](args);
+        stages.flavour.normalize[stages.box.pattern](args);
     }
 };
 
-struct InputGrad {
-    static constexpr Access access[roles] = {Access::read, Access::read, Access::write};
-    static constexpr int coefficients = 6;
+// dx = a * (dy - w * dy_hi) + w * (b * xhat + c) + d * v, or, where the statistics are constant, only a * dy, for dy as
+// an activation let it through: that is written as the residual's gradient.
+template <bool reads_x>
+struct InputGradOf {
+    static constexpr Access access[roles] = {reads_x ? Access::read : Access::none,
+                                             Access::read,
+                                             Access::write,
+                                             Access::write,
+                                             Access::read,
+                                             Access::read,
+                                             Access::read};
+    static int coefficients(const Box& box) noexcept { return box.operand[role_v].data ? 7 : 6; }
 
-    static kernels::InputGradArgs args(const Box& box, const Span& span, const void* const (&at)[coefficient_count],
-                                       bool stream) noexcept {
+    static kernels::InputGradArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream) noexcept {
+        constexpr Role x = reads_x ? role_x : role_dy;
         return {span.data[role_dy],
                 span.stride[role_dy],
-                span.data[role_x],
-                span.stride[role_x],
+                span.data[x],
+                span.stride[x],
                 span.data[role_out],
                 span.stride[role_out],
                 span.rows,
@@ -51,28 +69,53 @@ struct InputGrad {
                 at[3],
                 at[4],
                 at[5],
-                box.lanes(),
-                stream};
+                stages.box.lanes(),
+                stream,
+                !reads_x,
+                stages.epilogue.activated(),
+                span.data[role_y],
+                span.stride[role_y],
+                span.mask,
+                span.mask_stride,
+                span.data[role_weights],
+                span.stride[role_weights],
+                span.data[role_v],
+                span.stride[role_v],
+                at[6],
+                span.data[role_residual],
+                span.stride[role_residual]};
     }
     static void write(const Stages& stages, const kernels::InputGradArgs& args) noexcept {
-        stages.kernels.input_grad[stages.box.pattern](args);
+        stages.flavour.input_grad[stages.box.pattern](args);
     }
 };
 
 using Normalize = NormalizeFrom<role_x>;
+using InputGrad = InputGradOf<true>;
+// dx of constant statistics: plain, and full.
 using Scale = NormalizeFrom<role_dy>;
+using ScaleActivated = InputGradOf<false>;
 
 // A chunk of some channels.
 template <class Terms>
 void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept;
 
-// Whether rows of the output can be streamed with profit. A line that is written partly by streams and partly through
+// Whether rows of the outputs can be streamed with profit. A line that is written partly by streams and partly through
 // the caches costs more than streaming saves: rows must start and end on lines, or be so long that their ends do not
-// count. A tile is read again at once, to unpack it.
-inline bool streams(const Stages& stages, const char* out, int64_t stride, int64_t row_bytes) noexcept {
-    if (!stages.stream || !stages.box.operand[role_out].direct) return false;
-    const auto ends = reinterpret_cast<std::uintptr_t>(out) | static_cast<std::uintptr_t>(stride);
-    if (row_bytes >= 4096) return ends % static_cast<std::uintptr_t>(item_size(stages.box.dtype)) == 0;
+// count; the full flavour has no head (kernels/rows-inl.hpp), and starts on lines. A tile is read again at once, to
+// unpack it.
+template <class Terms>
+bool streams(const Stages& stages, const Span& span) noexcept {
+    if (!stages.stream) return false;
+    const int64_t unit = item_size(stages.box.dtype), row_bytes = span.n * unit;
+    std::uintptr_t ends = 0;
+    for (int r = 0; r < roles; ++r) {
+        if (Terms::access[r] != Access::write || !span.data[r]) continue;
+        if (!stages.box.operand[r].direct) return false;
+        ends |= reinterpret_cast<std::uintptr_t>(span.data[r]) | static_cast<std::uintptr_t>(span.stride[r]);
+    }
+    const bool is_full = &stages.flavour == &stages.kernels.full;
+    if (row_bytes >= 4096) return ends % static_cast<std::uintptr_t>(is_full ? 64 : unit) == 0;
     return ends % 64 == 0 && row_bytes % 64 == 0;
 }
 

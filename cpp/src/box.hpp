@@ -15,8 +15,9 @@ using std::int64_t;
 
 enum LevelName { group, outer, channel, inner, levels };
 
-// The operands of a call, by role; x is always there.
-enum Role { role_x, role_dy, role_out, roles };
+// The operands of a call, by role; x is always there. The residual is read forward, and its gradient written backward;
+// y is forward's output, whose sign tells what an activation let through; v a further tensor that goes into dx.
+enum Role { role_x, role_dy, role_out, role_residual, role_y, role_v, role_weights, roles };
 
 // Elements are computed in this type, and what the kernels look up is of it.
 constexpr DType arithmetic(DType dtype) noexcept { return dtype == DType::f64 ? DType::f64 : DType::f32; }
@@ -32,6 +33,7 @@ struct Level {
 
 struct Operand {
     char* data = nullptr;  // null: the call has no such operand
+    int64_t unit = 0;      // size of an element
     int64_t stride[levels][max_rank] = {};
     bool direct = false;   // unit stride along the rows that kernels see, so that they can read or write it in place
     bool gapless = false;  // direct, and rows follow each other without a gap
@@ -58,6 +60,7 @@ struct Box {
     Pattern pattern = Pattern::row;
     DType dtype = DType::f32;
     Operand operand[roles];
+    std::uint8_t* mask = nullptr;  // of the activation, or null: see mask_at
 
     // In Pattern::lane, so many neighbouring lanes share a statistic: the level channel then ends in the dimensions of
     // small planes, whose rows would be too short for Pattern::row.
@@ -87,6 +90,17 @@ struct Box {
         return rows < most ? rows : most > 1 ? most : 1;
     }
 
+    // The mask has one bit for each element, in the box's order: group, outer, channel, inner. Each row of contiguous
+    // elements starts at a whole byte, and tasks are cut at multiples of 8 elements.
+    int64_t mask_pitch() const noexcept { return (level[row_level()].count + 7) / 8; }
+    int64_t mask_rows() const noexcept { return groups() * outers() * (pattern == Pattern::row ? channels() : 1); }
+    int64_t mask_stride() const noexcept { return mask_pitch() * (pattern == Pattern::row ? channels() : 1); }
+    std::uint8_t* mask_at(int64_t g, int64_t o, int64_t c, int64_t element) const noexcept {
+        if (!mask) return nullptr;
+        return mask + (g * outers() + o) * mask_stride() + (pattern == Pattern::row ? c * mask_pitch() : 0) +
+               element / 8;
+    }
+
     // Whether kernels can take all of the call's operands where they are.
     bool direct() const noexcept {
         for (const Operand& o : operand)
@@ -98,8 +112,20 @@ struct Box {
     LevelName row_level() const noexcept { return pattern == Pattern::row ? inner : channel; }
 };
 
-// kept[axis] says which axes keep their statistics. x has been validated and has at least one element; views[role_dy]
-// and views[role_out] may be null, and have x's shape otherwise.
+// What the body of a stage does with the operands; those that a call does not have it leaves alone.
+enum class Access : std::uint8_t { none, read, write };
+
+struct Uses {
+    Access of[roles] = {};
+
+    Uses(const Box& box, const Access (&access)[roles]) noexcept {
+        for (int r = 0; r < roles; ++r)
+            if (box.operand[r].data) of[r] = access[r];
+    }
+};
+
+// kept[axis] says which axes keep their statistics. x has been validated and has at least one element; the other views
+// may be null, and have x's shape otherwise.
 Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]) noexcept;
 
 }  // namespace batchnorm

@@ -114,8 +114,11 @@ Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]
     Box box;
     box.dtype = x.dtype;
     for (int r = 0; r < roles; ++r)
-        // Operands are written through role_out alone, which came as a MutView.
-        if (views[r]) box.operand[r].data = static_cast<char*>(const_cast<void*>(views[r]->data));
+        // Operands are only written through roles that came as a MutView.
+        if (views[r]) {
+            box.operand[r].data = static_cast<char*>(const_cast<void*>(views[r]->data));
+            box.operand[r].unit = item_size(views[r]->dtype);
+        }
 
     int64_t kept_stride[max_rank] = {};
     int64_t stride = 1;
@@ -137,10 +140,9 @@ Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]
     const LevelName rows = box.row_level();
     for (int r = 0; r < roles; ++r) {
         Operand& operand = box.operand[r];
-        operand.direct = walks_by(box.level[rows], operand.stride[rows], item_size(box.dtype), box.level[rows].rank);
-        operand.gapless =
-            operand.direct && walks_by(box.level[outer], operand.stride[outer],
-                                       box.level[rows].count * item_size(box.dtype), box.level[outer].rank);
+        operand.direct = walks_by(box.level[rows], operand.stride[rows], operand.unit, box.level[rows].rank);
+        operand.gapless = operand.direct && walks_by(box.level[outer], operand.stride[outer],
+                                                     box.level[rows].count * operand.unit, box.level[outer].rank);
     }
     int kept_dimensions = 0;  // before those of planes
     while (kept_dimensions < box.level[channel].rank && box.kept_stride[1][kept_dimensions] != 0) ++kept_dimensions;

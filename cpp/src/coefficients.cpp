@@ -7,7 +7,9 @@ namespace batchnorm {
 
 void Stages::variance_from_m2(int64_t g, Range channels, const Column& count) const noexcept {
     const int64_t first = g * box.channels();
-    for (int64_t s = first + channels.begin; s < first + channels.end; ++s) memory.spread[s] /= count[s];
+    for (int64_t s = first + channels.begin; s < first + channels.end; ++s) {
+        if (count[s] > 0) memory.spread[s] /= count[s];
+    }
 }
 
 void Stages::inv_std_from_variance(int64_t g, Range channels, double eps) const noexcept {
@@ -55,16 +57,19 @@ void normalize_coefficients_of(const Stages& stages, int64_t g, Range channels, 
     coefficients.pad(3, channels);
 }
 
-template <class T>
-void input_grad_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma,
-                                const Column& count) noexcept {
+// With xhat = (x - mean) * r, and dx = scale * (dy - mean of dy - xhat * mean of dy * xhat).
+template <class T, class ScaleAt>
+void input_grad_coefficients_of(const Stages& stages, int64_t g, Range channels, const double* r_of,
+                                const ScaleAt& scale_at, const Column& count) noexcept {
     const Memory& m = stages.memory;
     const Coefficients<T> coefficients(stages, g);
     for (int64_t c = channels.begin; c < channels.end; ++c) {
         const int64_t s = g * stages.box.channels() + c;
-        const double r = m.inv_std[s], scale = gamma[s] * r;
-        const double dy_mean = m.sum_dy[s] / count[s];
-        const double slope = -scale * (m.sum_dy_xmu[s] * r / count[s]);
+        const double r = r_of[s], scale = scale_at(s);
+        // What has no weight behind it has none to spread either.
+        const double n = count[s] > 0 ? count[s] : HUGE_VAL;
+        const double dy_mean = m.sum_dy[s] / n;
+        const double slope = -scale * (m.sum_dy_xmu[s] * r / n);
         const T hi = static_cast<T>(m.mean[s]), dy_hi = static_cast<T>(dy_mean);
         const double lo = m.mean[s] - static_cast<double>(hi), dy_lo = dy_mean - static_cast<double>(dy_hi);
         coefficients.values[0][c] = hi;
@@ -89,6 +94,17 @@ void scale_coefficients_of(const Stages& stages, int64_t g, Range channels, cons
     coefficients.pad(3, channels);
 }
 
+template <class T>
+void scale_activated_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma) noexcept {
+    const Coefficients<T> coefficients(stages, g);
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const int64_t s = g * stages.box.channels() + c;
+        for (T* values : coefficients.values) values[c] = 0;
+        coefficients.values[3][c] = static_cast<T>(gamma[s] * stages.memory.inv_std[s]);
+    }
+    coefficients.pad(6, channels);
+}
+
 }  // namespace
 
 void Stages::normalize_coefficients(int64_t g, Range channels, const Column& gamma, const Column& beta) const noexcept {
@@ -99,14 +115,28 @@ void Stages::normalize_coefficients(int64_t g, Range channels, const Column& gam
 
 void Stages::input_grad_coefficients(int64_t g, Range channels, const Column& gamma,
                                      const Column& count) const noexcept {
-    const auto fill =
-        arithmetic(box.dtype) == DType::f32 ? input_grad_coefficients_of<float> : input_grad_coefficients_of<double>;
-    fill(*this, g, channels, gamma, count);
+    const auto scale = [&](int64_t s) { return gamma[s] * memory.inv_std[s]; };
+    arithmetic(box.dtype) == DType::f32
+        ? input_grad_coefficients_of<float>(*this, g, channels, memory.inv_std, scale, count)
+        : input_grad_coefficients_of<double>(*this, g, channels, memory.inv_std, scale, count);
+}
+
+void Stages::from_output_coefficients(int64_t g, Range channels, const Column& count) const noexcept {
+    const auto scale = [&](int64_t s) { return memory.gamma[s] * memory.inv_std[s]; };
+    arithmetic(box.dtype) == DType::f32
+        ? input_grad_coefficients_of<float>(*this, g, channels, memory.spread, scale, count)
+        : input_grad_coefficients_of<double>(*this, g, channels, memory.spread, scale, count);
 }
 
 void Stages::scale_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept {
     const auto fill =
         arithmetic(box.dtype) == DType::f32 ? scale_coefficients_of<float> : scale_coefficients_of<double>;
+    fill(*this, g, channels, gamma);
+}
+
+void Stages::scale_activated_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept {
+    const auto fill = arithmetic(box.dtype) == DType::f32 ? scale_activated_coefficients_of<float>
+                                                          : scale_activated_coefficients_of<double>;
     fill(*this, g, channels, gamma);
 }
 

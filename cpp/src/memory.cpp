@@ -21,20 +21,23 @@ WorkerMemory Memory::take_worker(Arena& arena, const Box& box) noexcept {
     const int64_t shared_lanes = box.plane * box.fold() > 1 ? lanes : 0;
 
     WorkerMemory worker;
-    worker.tiles = arena.take<char>(roles * tile_bytes);
+    for (int r = 0; r < roles; ++r) {
+        const Operand& operand = box.operand[r];
+        const bool in_place = operand.direct && (box.fold() == 1 || operand.gapless);
+        worker.tiles[r] = operand.data && !in_place ? arena.take<char>(tile_bytes) : nullptr;
+    }
     worker.lists = arena.take<RowLists>(by_lane);
     worker.values = arena.take<double>(lanes);
-    worker.sums = arena.take<double>(2 * shared_lanes);
+    worker.sums = arena.take<double>(sum_count * shared_lanes);
     worker.coefficients =
         arena.take<char>(coefficient_count * (shared_lanes + kernels::lane_padding) * coefficient_size(box));
     return worker;
 }
 
-Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, bool reduces) noexcept
+Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, int sums) noexcept
     : chunks_(chunks.count()), channels_(box.channels()) {
     const int64_t n = box.statistics();
-    if (reduces)
-        for (double*& slot : slots_) slot = arena.take<double>(n * chunks.count());
+    for (int i = 0; i < sums; ++i) slots_[i] = arena.take<double>(n * chunks.count());
     for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
         *column = arena.take<double>(n);
     for (void*& values : coefficients)

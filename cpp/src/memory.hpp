@@ -8,15 +8,18 @@
 
 namespace batchnorm {
 
-inline constexpr int coefficient_count = 6;
+inline constexpr int coefficient_count = 7;
+
+// Sums of a reduction, at most.
+inline constexpr int sum_count = 3;
 
 // What one worker needs for itself.
 struct WorkerMemory {
-    char* tiles;      // one for each operand
+    Tiles tiles;      // of operands that have to be packed
     RowLists* lists;  // pointers to rows
     // One value for each lane of a block:
     void* values;        // pivots of x's type, or means
-    double* sums;        // two, where lanes share a statistic
+    double* sums;        // sum_count, where lanes share a statistic
     void* coefficients;  // of the type of the arithmetic, where lanes share a statistic, each with padding
 };
 
@@ -26,7 +29,8 @@ struct Memory {
     // What the kernels look up, of the type of their arithmetic: [group][channel and padding].
     void* coefficients[coefficient_count];
 
-    Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, bool reduces) noexcept;
+    // For a call with so many sums for each chunk and statistic: 0 if it does not reduce.
+    Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, int sums) noexcept;
 
     // Coefficients of one group, with the padding that the kernels may read in Pattern::lane.
     static int64_t coefficient_pitch(const Box& box) noexcept {
@@ -35,7 +39,8 @@ struct Memory {
 
     static int64_t coefficient_size(const Box& box) noexcept { return item_size(arithmetic(box.dtype)); }
 
-    // A chunk's mean (0) and m2 (1), or its two gradient sums, of all channels.
+    // A chunk's mean (0) and m2 (1) and, of weighted elements, their weight (2), or its two gradient sums, of all
+    // channels.
     double* slot(int which, int64_t g, int64_t k) const noexcept {
         return slots_[which] + (g * chunks_ + k) * channels_;
     }
@@ -48,7 +53,7 @@ struct Memory {
   private:
     static WorkerMemory take_worker(Arena& arena, const Box& box) noexcept;
 
-    double* slots_[2] = {};
+    double* slots_[sum_count] = {};
     int64_t chunks_, channels_;
     char* workers_;
     int64_t worker_bytes_;

@@ -24,6 +24,25 @@ void Stages::merge_moments(int64_t g, Range channels) const noexcept {
     }
 }
 
+// The same where each statistic has a weight of its own behind it, which may be 0.
+void Stages::merge_weighted_moments(int64_t g, Range channels) const noexcept {
+    const int64_t first = g * box.channels();
+    double *const means = memory.mean + first, *const m2s = memory.spread + first,
+                  *const weights = memory.count + first;
+    for (int64_t c = channels.begin; c < channels.end; ++c) means[c] = m2s[c] = weights[c] = 0;
+    for (int64_t k = 0; k < chunks.count(); ++k) {
+        const double *const mean_k = memory.slot(0, g, k), *const m2_k = memory.slot(1, g, k);
+        const double* const weight_k = memory.slot(2, g, k);
+        for (int64_t c = channels.begin; c < channels.end; ++c) {
+            if (weight_k[c] == 0) continue;
+            const double delta = mean_k[c] - means[c], share = weight_k[c] / (weights[c] + weight_k[c]);
+            means[c] = weights[c] == 0 ? mean_k[c] : means[c] + delta * share;
+            m2s[c] += weights[c] == 0 ? m2_k[c] : m2_k[c] + delta * delta * (weights[c] * share);
+            weights[c] += weight_k[c];
+        }
+    }
+}
+
 void Stages::merge_gradients(int64_t g, Range channels) const noexcept {
     double *const dys = memory.sum_dy + g * box.channels(), *const dy_xmus = memory.sum_dy_xmu + g * box.channels();
     for (int64_t c = channels.begin; c < channels.end; ++c) dys[c] = dy_xmus[c] = 0;

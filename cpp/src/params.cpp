@@ -1,5 +1,6 @@
 #include "params.hpp"
 
+#include <cmath>
 #include <cstring>
 
 #include "kernels/half.hpp"
@@ -132,13 +133,19 @@ void store_column(const Box& box, const Column& values, const MutParam& param) n
     char* data = static_cast<char*>(param.data);
     if (param.rank == 0)
         store(data, param.dtype, values[0]);
-    else if (in_box_order(box, param) && param.dtype == DType::f32)
+    else if (values.data && in_box_order(box, param) && param.dtype == DType::f32)
         for (int64_t s = 0; s < box.statistics(); ++s) store<float>(data + s * 4, values.data[s]);
-    else if (in_box_order(box, param) && param.dtype == DType::f64)
+    else if (values.data && in_box_order(box, param) && param.dtype == DType::f64)
         std::memcpy(data, values.data, static_cast<std::size_t>(box.statistics()) * sizeof(double));
     else
         for_each_statistic(box, param,
                            [&](int64_t s, int64_t offset) { store(data + offset, param.dtype, values[s]); });
+}
+
+void copy_out(const double* values, const MutParam& param) noexcept {
+    if (absent(param)) return;
+    char* data = static_cast<char*>(param.data);
+    for_each_element(param, [&](int64_t offset) { store(data + offset, param.dtype, *values++); });
 }
 
 void fill(const MutParam& param, double value) noexcept {
@@ -154,6 +161,26 @@ double least_value(const Param& param, double limit) noexcept {
         if (value < limit) limit = value;
     });
     return limit;
+}
+
+double not_finite(const Param& param) noexcept {
+    const char* data = static_cast<const char*>(param.data);
+    double found = 0;
+    for_each_element(param, [&](int64_t offset) {
+        const double value = load(data + offset, param.dtype);
+        if (found == 0 && !std::isfinite(value)) found = value;
+    });
+    return found;
+}
+
+bool all_invertible(const Param& param, DType dtype) noexcept {
+    const char* data = static_cast<const char*>(param.data);
+    bool all = true;
+    for_each_element(param, [&](int64_t offset) {
+        const double inverse = 1 / load(data + offset, param.dtype);
+        all &= dtype == DType::f64 ? !std::isinf(inverse) : !std::isinf(static_cast<float>(inverse));
+    });
+    return all;
 }
 
 }  // namespace batchnorm

@@ -24,10 +24,17 @@ const double* load_array(const Box& box, const Param& param, double* memory) noe
 // Writes param, unless it is absent. A param of rank 0 gets the first value.
 void store_column(const Box& box, const Column& values, const MutParam& param) noexcept;
 
+// Writes values in C order, unless param is absent.
+void copy_out(const double* values, const MutParam& param) noexcept;
+
 // Writes one value everywhere, unless param is absent.
 void fill(const MutParam& param, double value) noexcept;
 
 // The least of a param's values and `limit`; a NaN is passed over.
 double least_value(const Param& param, double limit) noexcept;
+// The first value that is not finite, else 0.
+double not_finite(const Param& param) noexcept;
+// Whether the inverse of each value is finite in this type.
+bool all_invertible(const Param& param, DType dtype) noexcept;
 
 }  // namespace batchnorm

@@ -24,7 +24,8 @@ constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 // About so many channels, which end where a cache line does; all of them if they are no more.
 int64_t whole_lines(int64_t channels, const Box& box) noexcept {
     if (channels >= box.channels()) return box.channels();
-    int64_t step = 64 / item_size(box.dtype);
+    // Half a line of 16-bit elements: whole ones of large planes would be more lanes than a block may have.
+    int64_t step = min(64 / item_size(box.dtype), most_lanes / most_plane_lanes);
     for (int64_t plane = box.plane; plane % 2 == 0 && step > 1; plane /= 2) step /= 2;
     return channels > step ? channels / step * step : step;
 }
@@ -36,8 +37,9 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     int64_t block = min(ceil_div(contiguous_bytes, row_bytes), box.channels());
     while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads)) block /= 2;
 
-    if (reduces && box.direct() && row_bytes >= least_row_bytes && channel_bytes <= 2 * cached_bytes &&
-        box.statistics() >= 2 * threads)
+    // Weighted elements are not reduced in turns.
+    if (reduces && box.direct() && !box.operand[role_weights].data && row_bytes >= least_row_bytes &&
+        channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads)
         return {Traversal::alternate, min(block, most_alternate_block)};
 
     const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
@@ -67,9 +69,9 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
 
 }  // namespace
 
-Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept {
-    Plan plan = box.pattern == Pattern::row ? plan_rows(box, chunks, tensors, reduces, threads)
-                                            : plan_lanes(box, tensors, reduces, threads);
+Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more) noexcept {
+    Plan plan = box.pattern == Pattern::row ? plan_rows(box, chunks, tensors + more, reduces, threads)
+                                            : plan_lanes(box, tensors + more, reduces, threads);
     plan.stream = box.elements() * item_size(box.dtype) >= streamed_bytes[reduces ? tensors : 0];
     return plan;
 }

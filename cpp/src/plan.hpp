@@ -18,8 +18,9 @@ struct Plan {
     bool stream = false;    // whether outputs are written past the caches
 };
 
-// For a call that reads `tensors` operands, to reduce them or only to apply, on so many threads.
-Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept;
+// For a call that reads `tensors` operands, to reduce them or only to apply, on so many threads; and has some `more`
+// that go into what it writes, or are written too.
+Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more = 0) noexcept;
 
 // No plan has more channels in a block that alternates.
 inline constexpr int64_t most_alternate_block = 32;

@@ -25,16 +25,16 @@ T load(const void* p) noexcept {
     return value;
 }
 
-// From the sums of n differences from a pivot to mean and m2, in place. Rounding must not make m2 negative; a NaN
-// stays.
-template <class T>
-void finish_moments(const void* pivots, int64_t step, int64_t channels, double n, double* sums_to_means,
+// From the sums of differences from a pivot, of n_of(c) values, to mean and m2, in place. Rounding must not make m2
+// negative; a NaN stays.
+template <class T, class CountOf>
+void finish_moments(const void* pivots, int64_t step, int64_t channels, const CountOf& n_of, double* sums_to_means,
                     double* sums_sq_to_m2) noexcept {
-    const char* pivot = static_cast<const char*>(pivots);
-    for (int64_t c = 0; c < channels; ++c, pivot += step * static_cast<int64_t>(sizeof(T))) {
-        const double shift = sums_to_means[c] / n;
+    for (int64_t c = 0; c < channels; ++c) {
+        const T pivot = load<T>(static_cast<const char*>(pivots) + c * step * static_cast<int64_t>(sizeof(T)));
+        const double shift = sums_to_means[c] / n_of(c);
         const double m2 = sums_sq_to_m2[c] - sums_to_means[c] * shift;
-        sums_to_means[c] = static_cast<double>(load<T>(pivot)) + shift;
+        sums_to_means[c] = static_cast<double>(pivot) + shift;
         sums_sq_to_m2[c] = m2 < 0 ? 0 : m2;
     }
 }
@@ -80,13 +80,15 @@ void gather(const double* sums, int64_t channels, int64_t plane, int64_t fold, d
 constexpr int rounds = 2;
 
 template <class Terms>
-void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, char* tiles) noexcept {
+void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, const Tiles& tiles) noexcept {
+    const Box& box = terms.stages.box;
+    const Uses uses(box, Terms::access);
     for (int64_t c = chunk.channels.begin; c < chunk.channels.end; ++c) {
         RowSums sums;
         terms.around(c, sums.around);
         for (int round = 0; round < rounds; ++round) {
             sums.clear();
-            for_each_span(terms.stages.box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, Terms::access, tiles,
+            for_each_span(box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, uses, tiles,
                           [&](const Span& span) { terms.add(terms.row_args(span, sums)); });
             if (!finish_row(terms, sums, chunk.group, k, c)) break;
         }
@@ -99,31 +101,48 @@ void reduce_lanes(const Terms& terms, const Region& chunk, int64_t k, const Work
     const Box& box = terms.stages.box;
     const Range channels = chunk.channels;
     const int64_t plane = box.plane, fold = box.fold(), lanes = channels.size() * plane;
-    double* const first = terms.stages.memory.slot(0, chunk.group, k) + channels.begin;
-    double* const second = terms.stages.memory.slot(1, chunk.group, k) + channels.begin;
     const bool shared = fold > 1 || plane > 1;
-    double* const sums[2] = {shared ? worker.sums : first, shared ? worker.sums + lanes * fold : second};
+    Sums slots = {}, sums = {};
+    for (int i = 0; i < Terms::sums; ++i) {
+        slots[i] = terms.stages.memory.slot(i, chunk.group, k) + channels.begin;
+        sums[i] = shared ? worker.sums + i * lanes * fold : slots[i];
+    }
     const void* around = terms.around_lanes(channels, fold, worker.values);
     const Region region{chunk.group, {channels.begin * plane, channels.end * plane}, chunk.outers, chunk.inners};
 
     for (int round = 0; round < rounds; ++round) {
-        for (double* sum : sums) std::memset(sum, 0, static_cast<std::size_t>(lanes * fold) * sizeof *sum);
-        for_each_batch(box, region, Terms::access, fold, worker.tiles, *worker.lists, [&](const Batch& batch) {
-            terms.add(batch, around, sums[0] + batch.first, sums[1] + batch.first);
-        });
-        if (shared) {
-            gather(sums[0], channels.size(), plane, fold, first);
-            gather(sums[1], channels.size(), plane, fold, second);
-        }
-        terms.finish(around, plane, channels, first, second);
-        if (!terms.recentre(worker.values, channels, plane, fold, first, second)) break;
+        for (int i = 0; i < Terms::sums; ++i)
+            std::memset(sums[i], 0, static_cast<std::size_t>(lanes * fold) * sizeof *sums[i]);
+        for_each_batch(box, region, Uses(box, Terms::access), fold, worker.tiles, *worker.lists,
+                       [&](const Batch& batch) {
+                           Sums to = {};
+                           for (int i = 0; i < Terms::sums; ++i) to[i] = sums[i] + batch.first;
+                           terms.add(batch, around, to);
+                       });
+        for (int i = 0; i < Terms::sums && shared; ++i) gather(sums[i], channels.size(), plane, fold, slots[i]);
+        terms.finish(around, plane, channels, slots);
+        if (!terms.recentre(worker.values, channels, plane, fold, slots)) break;
     }
+}
+
+bool is_some(const char* weight, int64_t unit) noexcept {
+    float narrow = 0;
+    double wide = 0;
+    std::memcpy(unit == 4 ? static_cast<void*>(&narrow) : &wide, weight, static_cast<std::size_t>(unit));
+    return narrow != 0 || wide != 0;
+}
+
+// The channels' pivots for all their lanes.
+template <class Terms>
+const void* expand_pivots(const Terms& terms, Range channels, int64_t plane, int64_t fold, void* memory) noexcept {
+    const auto pivot = [&](int64_t c) { return terms.pivot(c); };
+    return arithmetic(terms.stages.box.dtype) == DType::f32 ? expand<float>(channels, plane, fold, memory, pivot)
+                                                            : expand<double>(channels, plane, fold, memory, pivot);
 }
 
 }  // namespace
 
-MomentSums::MomentSums(const Stages& stages_, int64_t g_, int64_t k) noexcept
-    : stages(stages_), g(g_), n(static_cast<double>(stages_.chunks.values(k))) {
+Pivots::Pivots(const Stages& stages_, int64_t g_, int64_t k_) noexcept : stages(stages_), g(g_), k(k_) {
     const Box& box = stages.box;
     const Operand& x = box.operand[role_x];
     first = x.data + x.offset(box.level[group], group, g) +
@@ -131,44 +150,72 @@ MomentSums::MomentSums(const Stages& stages_, int64_t g_, int64_t k) noexcept
             x.offset(box.level[inner], inner, stages.chunks.inner_range(k).begin);
 }
 
-const char* MomentSums::first_of(int64_t c) const noexcept {
+const char* Pivots::of(int64_t c) const noexcept {
     return first + stages.box.operand[role_x].offset(stages.box.level[channel], channel, c * stages.box.plane);
 }
 
-double MomentSums::pivot(int64_t c) const noexcept {
-    const char* const p = first_of(c);
+const char* Pivots::of_some_weight(int64_t c) const noexcept {
+    const Box& box = stages.box;
+    const Operand &x = box.operand[role_x], &weights = box.operand[role_weights];
+    const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
+    for (int64_t o = outers.begin; o < outers.end; ++o)
+        for (int64_t lane = c * box.plane; lane < (c + 1) * box.plane; ++lane)
+            for (int64_t i = inners.begin; i < inners.end; ++i) {
+                const auto offset = [&](const Operand& operand) {
+                    return operand.offset(box.level[group], group, g) + operand.offset(box.level[outer], outer, o) +
+                           operand.offset(box.level[channel], channel, lane) +
+                           operand.offset(box.level[inner], inner, i);
+                };
+                if (is_some(weights.data + offset(weights), weights.unit)) return x.data + offset(x);
+            }
+    return of(c);
+}
+
+double Pivots::value(const char* pivot) const noexcept {
     switch (stages.box.dtype) {
-        case DType::f64: return load<double>(p);
-        case DType::f16: return static_cast<double>(to_float(load<Half>(p)));
-        case DType::bf16: return static_cast<double>(to_float(load<BFloat16>(p)));
+        case DType::f64: return load<double>(pivot);
+        case DType::f16: return static_cast<double>(to_float(load<Half>(pivot)));
+        case DType::bf16: return static_cast<double>(to_float(load<BFloat16>(pivot)));
         case DType::f32: break;
     }
-    return static_cast<double>(load<float>(p));
+    return static_cast<double>(load<float>(pivot));
 }
 
-const void* MomentSums::expanded(Range channels, int64_t plane, int64_t fold, void* memory) const noexcept {
-    const auto value = [&](int64_t c) { return pivot(c); };
-    return arithmetic(stages.box.dtype) == DType::f32 ? expand<float>(channels, plane, fold, memory, value)
-                                                      : expand<double>(channels, plane, fold, memory, value);
-}
-
-void MomentSums::around(int64_t c, void* to) const noexcept { expanded({c, c + 1}, 1, 1, to); }
+void MomentSums::around(int64_t c, void* to) const noexcept { expand_pivots(*this, {c, c + 1}, 1, 1, to); }
 
 const void* MomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
     const Box& box = stages.box;
     if (fold == 1 && box.plane == 1 && box.operand[role_x].direct && !is_half(box.dtype))
-        return first_of(channels.begin);
-    return expanded(channels, box.plane, fold, memory);
+        return pivots.of(channels.begin);
+    return expand_pivots(*this, channels, box.plane, fold, memory);
 }
 
-void MomentSums::finish(const void* around, int64_t step, Range channels, double* sums_to_means,
-                        double* sums_sq_to_m2) const noexcept {
-    const auto finish = arithmetic(stages.box.dtype) == DType::f32 ? finish_moments<float> : finish_moments<double>;
-    finish(around, step, channels.size(), n, sums_to_means, sums_sq_to_m2);
+void WeightedMomentSums::around(int64_t c, void* to) const noexcept { expand_pivots(*this, {c, c + 1}, 1, 1, to); }
+
+const void* WeightedMomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
+    return expand_pivots(*this, channels, stages.box.plane, fold, memory);
 }
 
-bool MomentSums::recentre(void* around, Range channels, int64_t plane, int64_t fold, const double* means,
-                          const double* m2) const noexcept {
+void MomentSums::finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept {
+    const auto values = [this](int64_t) { return n; };
+    arithmetic(stages.box.dtype) == DType::f32
+        ? finish_moments<float>(around, step, channels.size(), values, sums[0], sums[1])
+        : finish_moments<double>(around, step, channels.size(), values, sums[0], sums[1]);
+}
+
+// What has no weight has no mean either, but 0 / 0.
+void WeightedMomentSums::finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept {
+    const auto weight = [&](int64_t c) { return sums[2][c]; };
+    arithmetic(stages.box.dtype) == DType::f32
+        ? finish_moments<float>(around, step, channels.size(), weight, sums[0], sums[1])
+        : finish_moments<double>(around, step, channels.size(), weight, sums[0], sums[1]);
+    for (int64_t c = 0; c < channels.size(); ++c)
+        if (sums[2][c] == 0) sums[0][c] = sums[1][c] = 0;
+}
+
+bool MomentSums::recentre(void* around, Range channels, int64_t plane, int64_t fold,
+                          const Sums& finished) const noexcept {
+    const double *const means = finished[0], *const m2 = finished[1];
     if (!is_half(stages.box.dtype)) return false;
     auto* const pivots = static_cast<float*>(around);
     bool any = false;
@@ -199,12 +246,12 @@ const void* GradientSums::expanded(Range channels, int64_t plane, int64_t fold, 
 }
 
 // What mean_of_half left out of the means.
-void GradientSums::finish(const void*, int64_t, Range channels, double* sums_dy, double* sums_dy_xmu) const noexcept {
+void GradientSums::finish(const void*, int64_t, Range channels, const Sums& sums) const noexcept {
     if (!is_half(stages.box.dtype)) return;
     for (int64_t c = 0; c < channels.size(); ++c) {
         const double mean = means[channels.begin + c];
         const double rest = mean - static_cast<double>(mean_of_half(mean, stages.box.dtype));
-        if (rest != 0) sums_dy_xmu[c] -= rest * sums_dy[c];
+        if (rest != 0) sums[1][c] -= rest * sums[0][c];
     }
 }
 
@@ -219,6 +266,7 @@ void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int work
 }
 
 template void reduce<MomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void reduce<WeightedMomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void reduce<GradientSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 
 }  // namespace batchnorm

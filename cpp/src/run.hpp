@@ -19,7 +19,9 @@ struct Run {
     template <class Reduce, class Apply, class Merge>
     void traverse(const Merge& merge) const noexcept {
         switch (plan.traversal) {
-            case Traversal::alternate: return each_alternately<Reduce, Apply>(merge);
+            case Traversal::alternate:
+                if constexpr (Reduce::alternates) each_alternately<Reduce, Apply>(merge);
+                return;
             case Traversal::slabs:
                 return each_slab<Reduce>(merge, [&](int64_t g, Range channels, int worker) {
                     each_chunk([&](int64_t k) { batchnorm::apply<Apply>(stages, g, k, channels, worker); });

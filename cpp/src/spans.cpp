@@ -39,7 +39,7 @@ auto copy_of(int64_t unit) noexcept { return unit == 2 ? copy<std::uint16_t> : u
 }  // namespace
 
 void pack(const Box& box, const Operand& operand, const char* row, int64_t start, int64_t n, char* packed) noexcept {
-    const int64_t unit = item_size(box.dtype);
+    const int64_t unit = operand.unit;
     const auto copy_run = copy_of(unit);
     walk(box, operand, const_cast<char*>(row), start, n,  // only read
          [&](char* element, int64_t step, int64_t place, int64_t run) {
@@ -48,11 +48,22 @@ void pack(const Box& box, const Operand& operand, const char* row, int64_t start
 }
 
 void unpack(const Box& box, const Operand& operand, char* row, int64_t start, int64_t n, const char* packed) noexcept {
-    const int64_t unit = item_size(box.dtype);
+    const int64_t unit = operand.unit;
     const auto copy_run = copy_of(unit);
     walk(box, operand, row, start, n, [&](char* element, int64_t step, int64_t place, int64_t run) {
         copy_run(element, step, packed + place * unit, unit, run);
     });
+}
+
+// Rows are short: they are folded.
+void pack_mask(const Box& box, int64_t g, int64_t o, int64_t rows, std::uint8_t* packed) noexcept {
+    std::memset(packed, 0, static_cast<std::size_t>((rows * box.lanes() + 7) / 8));
+    int64_t to = 0;
+    for (int64_t row = o; row < o + rows; ++row) {
+        const std::uint8_t* mask = box.mask_at(g, row, 0, 0);
+        for (int64_t lane = 0; lane < box.lanes(); ++lane, ++to)
+            packed[to / 8] = static_cast<std::uint8_t>(packed[to / 8] | (mask[lane / 8] >> lane % 8 & 1) << to % 8);
+    }
 }
 
 }  // namespace batchnorm

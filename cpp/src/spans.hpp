@@ -8,8 +8,6 @@
 
 namespace batchnorm {
 
-enum class Access : std::uint8_t { none, read, write };
-
 // Part of a group: one channel (Pattern::row) or a range of lanes (Pattern::lane), over part of outer and inner.
 struct Region {
     int64_t group;
@@ -19,16 +17,18 @@ struct Region {
 struct Span {
     int64_t rows, n;
     int64_t first;  // the first element's place in the region's row: in lanes, the offset of per-channel values
-    char* data[roles] = {};  // null, with stride 0, for an operand that has no access
+    char* data[roles] = {};  // null, with stride 0, for an operand that is not used
     int64_t stride[roles] = {};
+    std::uint8_t* mask = nullptr;  // null where the call has none
+    int64_t mask_stride = 0;
 };
 
 // Rows of a group in Pattern::row, one by one, where the box is direct.
 class DirectRows {
   public:
-    DirectRows(const Box& box, const Access (&access)[roles], int64_t g) noexcept : box_(box) {
+    DirectRows(const Box& box, const Uses& uses, int64_t g) noexcept : box_(box), group_(g) {
         for (int r = 0; r < roles; ++r)
-            if (access[r] != Access::none)
+            if (uses.of[r] != Access::none)
                 base_[r] = box.operand[r].data + box.operand[r].offset(box.level[group], group, g);
     }
 
@@ -38,33 +38,36 @@ class DirectRows {
             if (!base_[r]) continue;
             const Operand& operand = box_.operand[r];
             span.data[r] = base_[r] + operand.offset(box_.level[outer], outer, o) +
-                           operand.offset(box_.level[channel], channel, c) + inners.begin * item_size(box_.dtype);
+                           operand.offset(box_.level[channel], channel, c) + inners.begin * operand.unit;
         }
+        span.mask = box_.mask_at(group_, o, c, inners.begin);
         return span;
     }
 
   private:
     const Box& box_;
+    int64_t group_;
     char* base_[roles] = {};
 };
 
-// A tile holds one operand's share of a kernel call; a worker has one for each operand.
+// A tile holds one operand's share of a kernel call; a worker has one for each operand that is not direct.
 inline constexpr int64_t tile_elements = 4096;
 static_assert(tile_elements % kernels::row_alignment == 0 && tile_elements % kernels::half_row_run == 0);
 inline constexpr int64_t tile_bytes = tile_elements * 8;
+using Tiles = char* [roles];
 
 // n elements of a row, from its `start`-th on, to or from contiguous memory.
 void pack(const Box& box, const Operand& operand, const char* row, int64_t start, int64_t n, char* packed) noexcept;
 void unpack(const Box& box, const Operand& operand, char* row, int64_t start, int64_t n, const char* packed) noexcept;
 
-// Calls body(span) for spans that cover the region in order. access says what body does with each operand. The sums
-// of a region do not depend on how it was covered (kernels/table.hpp).
+// Calls body(span) for spans that cover the region in order. uses says what body does with each operand. The sums of a
+// region do not depend on how it was covered (kernels/table.hpp).
 template <class Body>
-void for_each_span(const Box& box, const Region& region, const Access (&access)[roles], char* tiles,
+void for_each_span(const Box& box, const Region& region, const Uses& uses, const Tiles& tiles,
                    const Body& body) noexcept {
+    const Access(&access)[roles] = uses.of;
     const bool by_row = box.pattern == Pattern::row;
     const Range along = by_row ? region.inners : region.channels;
-    const int64_t unit = item_size(box.dtype);
 
     char* base[roles] = {};
     bool direct = true;
@@ -99,17 +102,19 @@ void for_each_span(const Box& box, const Region& region, const Access (&access)[
                 span.rows = rows - row < row_step ? rows - row : row_step;
                 span.n = along.end - start < n_step ? along.end - start : n_step;
                 span.first = start - along.begin;
+                span.mask = box.mask_at(region.group, o + row, region.channels.begin, start);
+                span.mask_stride = box.mask_stride();
                 for (int r = 0; r < roles; ++r) {
                     if (access[r] == Access::none) continue;
                     const Operand& operand = box.operand[r];
                     char* first_row = at[r] + row * stride[r];
                     if (operand.direct) {
-                        span.data[r] = first_row + start * unit;
+                        span.data[r] = first_row + start * operand.unit;
                         span.stride[r] = stride[r];
                         continue;
                     }
-                    span.data[r] = tiles + r * tile_bytes;
-                    span.stride[r] = span.n * unit;
+                    span.data[r] = tiles[r];
+                    span.stride[r] = span.n * operand.unit;
                     if (access[r] == Access::read)
                         for (int64_t i = 0; i < span.rows; ++i)
                             pack(box, operand, first_row + i * stride[r], start, span.n,
@@ -129,11 +134,12 @@ void for_each_span(const Box& box, const Region& region, const Access (&access)[
     }
 }
 
-// Whether a span's rows follow each other without a gap, in every operand: then they may be taken as one.
-inline bool gapless(const Span& span, const Access (&access)[roles], int64_t unit) noexcept {
+// Whether a span's rows follow each other without a gap, in every operand and in the mask: then they may be taken as
+// one.
+inline bool gapless(const Box& box, const Span& span, const Uses& uses) noexcept {
     for (int r = 0; r < roles; ++r)
-        if (access[r] != Access::none && span.stride[r] != span.n * unit) return false;
-    return true;
+        if (uses.of[r] != Access::none && span.stride[r] != span.n * box.operand[r].unit) return false;
+    return !span.mask || span.n % 8 == 0;
 }
 
 // Rows of lanes for the reductions, each where its pointer says; `listed` may be more than `rows`: what is read next.
@@ -141,26 +147,34 @@ struct Batch {
     int64_t rows, listed, n;
     int64_t first;  // the first lane's place in the region's row
     const void* const* at[roles] = {};
+    const void* const* mask = nullptr;
 };
-
-// Pointers for a batch, of each operand; a worker has one.
-struct RowLists {
-    static constexpr int64_t most_rows = 256;
-    const void* at[roles][most_rows + kernels::rows_ahead];
-};
-static_assert(RowLists::most_rows % kernels::half_lane_rows == 0 &&
-              kernels::rows_ahead % kernels::half_lane_rows == 0);  // the rows of batches
 
 // Lanes and rows of a batch that is packed.
 inline constexpr int64_t packed_lanes = tile_elements / kernels::rows_ahead;
 static_assert(most_folded_lanes <= packed_lanes);
 
+// Pointers for a batch, of each operand that is reduced and of the mask, and rows of a mask that is packed; a worker
+// has one.
+struct RowLists {
+    static constexpr int64_t most_rows = 256;
+    const void* at[roles][most_rows + kernels::rows_ahead];
+    const void* mask[most_rows];
+    std::uint8_t packed_mask[kernels::rows_ahead][packed_lanes / 8];
+};
+static_assert(RowLists::most_rows % kernels::half_lane_rows == 0 &&
+              kernels::rows_ahead % kernels::half_lane_rows == 0);  // the rows of batches
+
+// The masks of `rows` rows from the o-th on, one after the other without a gap.
+void pack_mask(const Box& box, int64_t g, int64_t o, int64_t rows, std::uint8_t* packed) noexcept;
+
 // Calls body(batch) for batches that cover a region of Pattern::lane in order, `fold` rows taken as one (the last ones
 // may be fewer, a batch of their own).
 template <class Body>
-void for_each_batch(const Box& box, const Region& region, const Access (&access)[roles], int64_t fold, char* tiles,
+void for_each_batch(const Box& box, const Region& region, const Uses& uses, int64_t fold, const Tiles& tiles,
                     RowLists& lists, const Body& body) noexcept {
-    const int64_t unit = item_size(box.dtype), lanes = region.channels.size(), end = region.outers.end;
+    const Access(&access)[roles] = uses.of;
+    const int64_t lanes = region.channels.size(), end = region.outers.end;
     char* base[roles] = {};
     bool in_place[roles] = {}, all_in_place = true;
     for (int r = 0; r < roles; ++r) {
@@ -170,6 +184,8 @@ void for_each_batch(const Box& box, const Region& region, const Access (&access)
         in_place[r] = operand.direct && (fold == 1 || operand.gapless);
         all_in_place &= in_place[r];
     }
+    const bool mask_in_place = !box.mask || fold == 1 || lanes % 8 == 0;
+    all_in_place &= mask_in_place;
     const int64_t n_step = all_in_place || lanes < packed_lanes ? lanes : packed_lanes;
     const int64_t row_step = all_in_place ? RowLists::most_rows : kernels::rows_ahead;
 
@@ -184,6 +200,7 @@ void for_each_batch(const Box& box, const Region& region, const Access (&access)
             for (int r = 0; r < roles; ++r) {
                 if (access[r] == Access::none) continue;
                 const Operand& operand = box.operand[r];
+                const int64_t unit = operand.unit;
                 const void** at = lists.at[r];
                 batch.at[r] = at;
                 const int64_t first = region.channels.begin + start;
@@ -199,12 +216,19 @@ void for_each_batch(const Box& box, const Region& region, const Access (&access)
                     }
                     continue;
                 }
-                char* packed = tiles + r * tile_bytes;
+                char* packed = tiles[r];
                 for (int64_t i = 0; i < rows; ++i) {
                     at[i] = packed;
                     for (int64_t f = 0; f < taken; ++f, packed += n * unit)
                         pack(box, operand, row(o + i * fold + f), first, n, packed);
                 }
+            }
+            for (int64_t i = 0; i < rows && box.mask; ++i) {
+                batch.mask = lists.mask;
+                lists.mask[i] = box.mask_at(region.group, o + i * fold, 0, region.channels.begin + start);
+                if (mask_in_place) continue;
+                pack_mask(box, region.group, o + i * fold, taken, lists.packed_mask[i]);
+                lists.mask[i] = lists.packed_mask[i];
             }
             body(batch);
         }

@@ -6,15 +6,29 @@
 
 namespace batchnorm {
 
+// What a call asks for beyond normalizing, as far as it is not an operand or the mask (box.hpp).
+struct Epilogue {
+    bool activates = false;
+    double slope = 0;                  // of the activation, where its input is not above 0
+    bool restores = false;             // x is the activation's output, and its input is wanted
+    bool zeros_count_nothing = false;  // of dy, even beside an x that is not finite
+
+    kernels::Activated activated() const noexcept { return {activates, slope, restores}; }
+};
+
 struct Stages {
     const Box& box;
     const Chunks& chunks;
     const kernels::TypeKernels& kernels;
+    const kernels::FlavourKernels& flavour;
+    const Epilogue& epilogue;
     const Memory& memory;
     bool stream;  // whether outputs are written past the caches
 
-    // merge.cpp: all chunks' slots, in order, into memory.mean and memory.spread (then m2), or sum_dy and sum_dy_xmu.
+    // merge.cpp: all chunks' slots, in order, into memory.mean and memory.spread (then m2) and, of weighted elements,
+    // memory.count; or into sum_dy and sum_dy_xmu.
     void merge_moments(int64_t g, Range channels) const noexcept;
+    void merge_weighted_moments(int64_t g, Range channels) const noexcept;
     void merge_gradients(int64_t g, Range channels) const noexcept;
 
     // coefficients.cpp: memory.spread from m2 to the biased variance, and memory.inv_std; or the latter alone.
@@ -23,8 +37,11 @@ struct Stages {
     // What the kernels look up.
     void normalize_coefficients(int64_t g, Range channels, const Column& gamma, const Column& beta) const noexcept;
     void input_grad_coefficients(int64_t g, Range channels, const Column& gamma, const Column& count) const noexcept;
-    // For constant statistics: dx = gamma * inv_std * dy.
+    // For an output in the place of x: memory.mean has beta, and memory.spread 1 / gamma.
+    void from_output_coefficients(int64_t g, Range channels, const Column& count) const noexcept;
+    // For constant statistics, dx = gamma * inv_std * dy: by Scale, or by ScaleActivated.
     void scale_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept;
+    void scale_activated_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept;
 };
 
 }  // namespace batchnorm

@@ -70,11 +70,24 @@ void Validator::x(const View& x, const Axes& axes) noexcept {
     }
     statistics_ = statistics;
     values_ = values;
+    stat_rank_ = kept_rank_;
+    for (int d = 0; d < kept_rank_; ++d) stat_shape_[d] = kept_shape_[d];
     can_check("x", x, x.data != nullptr, zero);
 }
 
 void Validator::training() noexcept {
-    if (!ok() || empty() || values_ > 1) return;
+    if (!ok() || empty()) return;
+    if (group_size_ > 0) {
+        const std::int64_t samples = x_->shape[0], rest = samples % group_size_;
+        const std::int64_t least = rest > 0 ? rest : group_size_;
+        if (values_ / samples * least == 1)
+            status_ = failure(Code::invalid_value,
+                              "%s: group_size %lld leaves a group of one value for each statistic of x of shape %s, "
+                              "expected at least 2: a variance does not exist",
+                              function_, static_cast<long long>(group_size_), ShapeText(x_->shape, x_->rank).text);
+        return;
+    }
+    if (values_ > 1) return;
     status_ =
         failure(Code::invalid_value,
                 "%s: x of shape %s has one value for each statistic, expected at least 2: a variance does not exist",
@@ -96,6 +109,118 @@ void Validator::options(const Options& options) noexcept {
                           options.executor.threads);
 }
 
+void Validator::more_options(const Options& options, unsigned takes) noexcept {
+    const auto refuse = [&](Takes option, bool given, const char* name) {
+        if (ok() && given && (takes & option) == 0)
+            status_ = failure(Code::invalid_value, "%s: %s is not taken by this function", function_, name);
+    };
+    refuse(activation, options.activation != Activation::none, "activation");
+    refuse(residual, options.residual, "residual");
+    refuse(dresidual, options.dresidual, "dresidual");
+    refuse(weights, options.weights, "weights");
+    refuse(groups, options.group_size != 0, "group_size");
+    refuse(activation_output, options.activation_output, "activation_output");
+    if (!ok()) return;
+    if (options.activation > Activation::leaky_relu)
+        status_ = failure(Code::invalid_value, "%s: activation %d is unknown", function_,
+                          static_cast<int>(options.activation));
+    else if (!std::isfinite(options.negative_slope))
+        status_ = failure(Code::invalid_value, "%s: negative_slope must be finite, got %g", function_,
+                          options.negative_slope);
+    if (ok() && options.group_size != 0) cut(options.group_size);
+    if (ok() && options.residual) tensor("residual", *options.residual);
+    if (ok() && options.activation_output) tensor("y", *options.activation_output);
+    if (ok() && options.weights) weigh(*options.weights);
+}
+
+void Validator::cut(std::int64_t group_size) noexcept {
+    if (group_size < 1)
+        status_ = failure(Code::invalid_value, "%s: group_size must be at least 1, got %lld", function_,
+                          static_cast<long long>(group_size));
+    else if (x_->rank == 0 || kept_[0])
+        status_ = failure(Code::invalid_value,
+                          "%s: group_size cuts axis 0, which keeps its own statistics here: leave axis 0 out of axis",
+                          function_);
+    else if (x_->rank == max_rank)
+        status_ = failure(Code::invalid_value, "%s: x has %d axes, expected at most %d with group_size", function_,
+                          x_->rank, max_rank - 1);
+    if (!ok()) return;
+    group_size_ = group_size;
+    const std::int64_t count = (x_->shape[0] + group_size - 1) / group_size;
+    for (int d = stat_rank_; d > 0; --d) stat_shape_[d] = stat_shape_[d - 1];
+    stat_shape_[0] = count;
+    ++stat_rank_;
+}
+
+// Of x's shape without the kept axes, or of x's rank and broadcast to it.
+void Validator::weigh(const View& weights) noexcept {
+    if (!can_check("weights", weights, true, false)) return;
+    const DType expected = x_->dtype == DType::f64 ? DType::f64 : DType::f32;
+    if (weights.dtype != expected) {
+        status_ = failure(Code::invalid_type, "%s: weights is %s, expected %s for x of type %s", function_,
+                          batchnorm::name(weights.dtype), batchnorm::name(expected), batchnorm::name(x_->dtype));
+        return;
+    }
+    const bool whole = weights.rank == x_->rank && kept_rank_ > 0;
+    weights_ = *x_;
+    weights_.data = weights.data;
+    weights_.dtype = weights.dtype;
+    bool fits = whole || weights.rank == x_->rank - kept_rank_;
+    for (int d = 0, at = 0; d < x_->rank && fits; ++d) {
+        weights_.stride[d] = 0;
+        if (!whole && kept_[d]) continue;
+        const std::int64_t size = weights.shape[at];
+        fits = size == x_->shape[d] || (whole && size == 1);
+        if (size == x_->shape[d]) weights_.stride[d] = weights.stride[at];
+        ++at;
+    }
+    if (!fits) {
+        status_ = failure(Code::invalid_value,
+                          "%s: weights has shape %s, expected that of x, %s, without the kept axes, or of its rank and "
+                          "broadcast to it",
+                          function_, ShapeText(weights.shape, weights.rank).text, ShapeText(x_->shape, x_->rank).text);
+        return;
+    }
+    if (!can_check("weights", weights, weights.data != nullptr, empty()) || empty()) return;
+    const double odd = not_finite(weights), least = least_value(weights, 0);
+    if (odd != 0 || least < 0)
+        status_ = failure(Code::invalid_value, "%s: weights must be finite and not negative, got %g", function_,
+                          odd != 0 ? odd : least);
+}
+
+void Validator::invertible(const Options& options, const Param& gamma) noexcept {
+    if (!ok()) return;
+    if (options.activation == Activation::relu)
+        status_ = failure(
+            Code::invalid_value,
+            "%s: activation relu cannot be gone back through from its output, expected leaky_relu or none", function_);
+    else if (options.activation == Activation::leaky_relu && !(options.negative_slope > 0))
+        status_ = failure(Code::invalid_value,
+                          "%s: negative_slope must be positive, to go back through leaky_relu from its output, got %g",
+                          function_, options.negative_slope);
+    else if (!absent(gamma) && !all_invertible(gamma, x_->dtype))
+        status_ = failure(Code::invalid_value,
+                          "%s: gamma must not be 0 (or so small that 1 / gamma overflows), since x is found again by "
+                          "dividing by it: use batch_norm there",
+                          function_);
+}
+
+void Validator::told_by_sign(const Options& options) noexcept {
+    if (!ok() || options.activation == Activation::none) return;
+    if (!options.activation_output)
+        status_ = failure(Code::invalid_value, "%s: y, forward's output, is required with an activation", function_);
+    else if (options.activation == Activation::leaky_relu && options.negative_slope < 0)
+        status_ = failure(Code::invalid_value,
+                          "%s: negative_slope must not be negative, since the sign of y tells the sign before "
+                          "leaky_relu, got %g",
+                          function_, options.negative_slope);
+}
+
+void Validator::mask(const char* name, const std::uint8_t* mask, const Options& options) noexcept {
+    if (ok() && options.activation != Activation::none && !mask && !empty())
+        status_ = failure(Code::invalid_value, "%s: %s is required with an activation", function_, name);
+}
+
 void Validator::tensor(const char* name, const View& view) noexcept {
     if (!can_check(name, view, true, false)) return;
     if (view.dtype != x_->dtype)
@@ -109,6 +234,16 @@ void Validator::tensor(const char* name, const View& view) noexcept {
 }
 
 void Validator::param(const char* name, const Param& param, bool required) noexcept {
+    of_shape(name, param, required, kept_shape_, kept_rank_, "the kept axes of x's shape");
+}
+
+void Validator::stat(const char* name, const Param& param, bool required) noexcept {
+    of_shape(name, param, required, stat_shape_, stat_rank_,
+             group_size_ > 0 ? "the groups and the kept axes of x's shape" : "the kept axes of x's shape");
+}
+
+void Validator::of_shape(const char* name, const Param& param, bool required, const std::int64_t* shape, int rank,
+                         const char* what) noexcept {
     if (!can_check(name, param, true, false)) return;
     if (absent(param)) {
         if (required) status_ = failure(Code::invalid_value, "%s: %s is required", function_, name);
@@ -116,10 +251,10 @@ void Validator::param(const char* name, const Param& param, bool required) noexc
     }
     bool no_values = false;
     for (int d = 0; d < param.rank; ++d) no_values |= param.shape[d] == 0;
-    if (param.rank > 0 && !same_shape(param.shape, param.rank, kept_shape_, kept_rank_))
-        status_ = failure(Code::invalid_value, "%s: %s has shape %s, expected %s, the kept axes of x's shape %s",
-                          function_, name, ShapeText(param.shape, param.rank).text,
-                          ShapeText(kept_shape_, kept_rank_).text, ShapeText(x_->shape, x_->rank).text);
+    if (param.rank > 0 && !same_shape(param.shape, param.rank, shape, rank))
+        status_ = failure(Code::invalid_value, "%s: %s has shape %s, expected %s, %s %s", function_, name,
+                          ShapeText(param.shape, param.rank).text, ShapeText(shape, rank).text, what,
+                          ShapeText(x_->shape, x_->rank).text);
     else
         can_check(name, param, param.data != nullptr, no_values);
 }
@@ -133,13 +268,22 @@ void Validator::param_sign(const char* name, const Param& param, bool positive) 
 }
 
 void Validator::stat_output(const char* name, const MutParam& param, bool may_be_scalar) noexcept {
+    written(name, param, may_be_scalar, kept_shape_, kept_rank_);
+}
+
+void Validator::own_stat_output(const char* name, const MutParam& param, bool may_be_scalar) noexcept {
+    written(name, param, may_be_scalar, stat_shape_, stat_rank_);
+}
+
+void Validator::written(const char* name, const MutParam& param, bool may_be_scalar, const std::int64_t* shape,
+                        int rank) noexcept {
     if (absent(param)) return;
     const View view = param;
-    this->param(name, view, false);
+    of_shape(name, view, false, shape, rank, "one for each statistic of x of shape");
     if (!ok()) return;
-    if (param.rank == 0 && kept_rank_ > 0 && !may_be_scalar)
+    if (param.rank == 0 && rank > 0 && !may_be_scalar)
         status_ = failure(Code::invalid_value, "%s: %s is a scalar, expected shape %s", function_, name,
-                          ShapeText(kept_shape_, kept_rank_).text);
+                          ShapeText(shape, rank).text);
     else if (!elements_distinct(view))
         status_ = failure(Code::invalid_value, "%s: %s has elements that share memory", function_, name);
     else

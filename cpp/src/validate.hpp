@@ -19,13 +19,32 @@ class Validator {
     // A variance needs two values.
     void training() noexcept;
     void eps(double eps) noexcept;
+    // Those that every function takes.
     void options(const Options& options) noexcept;
+    // Those that the function takes; the others must be as they are by default.
+    enum Takes : unsigned {
+        activation = 1,
+        residual = 2,
+        dresidual = 4,
+        weights = 8,
+        groups = 16,
+        activation_output = 32,
+    };
+    void more_options(const Options& options, unsigned takes) noexcept;
+    // An activation that can be gone back through from its output, and what it needs.
+    void invertible(const Options& options, const Param& gamma) noexcept;
+    // An activation that the sign of its output tells, which is there.
+    void told_by_sign(const Options& options) noexcept;
+    void mask(const char* name, const std::uint8_t* mask, const Options& options) noexcept;
     void tensor(const char* name, const View& view) noexcept;
     // Of the kept axes' shape, or one value for all.
     void param(const char* name, const Param& param, bool required) noexcept;
     // Not negative, or (positive) above 0; NaN passes as what it is in the data.
     void param_sign(const char* name, const Param& param, bool positive) noexcept;
     void stat_output(const char* name, const MutParam& param, bool may_be_scalar = false) noexcept;
+    // The same for statistics, which have groups as a leading axis.
+    void stat(const char* name, const Param& param, bool required) noexcept;
+    void own_stat_output(const char* name, const MutParam& param, bool may_be_scalar = false) noexcept;
     // Of x's shape and type, sharing no memory with an input, unless it is exactly that.
     struct Named {
         const char* name;
@@ -36,14 +55,22 @@ class Validator {
     // What x and the axes say.
     bool empty() const noexcept { return statistics_ == 0 || values_ == 0; }
     std::int64_t statistics() const noexcept { return statistics_; }
-    std::int64_t values() const noexcept { return values_; }  // M, behind each
+    std::int64_t values() const noexcept { return values_; }  // M, behind each, where there are no groups
     const bool (&kept() const noexcept)[max_rank] { return kept_; }
+    // As a view of x's shape, which repeats what is one for several; absent where there are none.
+    const View& weights_like_x() const noexcept { return weights_; }
 
     // Outputs of one call, each in memory of its own.
     void separate(std::initializer_list<Named> outputs) noexcept;
 
   private:
     void apart(const char* name, const View& written, const Named& input) noexcept;
+    void cut(std::int64_t group_size) noexcept;
+    void weigh(const View& weights) noexcept;
+    void of_shape(const char* name, const Param& param, bool required, const std::int64_t* shape, int rank,
+                  const char* what) noexcept;
+    void written(const char* name, const MutParam& param, bool may_be_scalar, const std::int64_t* shape,
+                 int rank) noexcept;
     // Whether a check of this view can go on: earlier ones passed, and it has a rank and a type that exist.
     bool can_check(const char* name, const View& view, bool has_data, bool is_empty) noexcept;
 
@@ -53,7 +80,12 @@ class Validator {
     bool kept_[max_rank] = {};
     int kept_rank_ = 0;
     std::int64_t kept_shape_[max_rank] = {};
+    // The shape of statistics: that, after the groups.
+    int stat_rank_ = 0;
+    std::int64_t stat_shape_[max_rank + 1] = {};
     std::int64_t statistics_ = 0, values_ = 0;
+    std::int64_t group_size_ = 0;
+    View weights_;
 };
 
 }  // namespace batchnorm

@@ -24,7 +24,8 @@ inline const char* name(Op op) {
                                      "moments",
                                      "normalize",
                                      "grad_sums",
-                                     "input_grad"};
+                                     "input_grad",
+                                     "batch_norm_backward_from_output"};
     return names[static_cast<int>(op)];
 }
 
@@ -60,6 +61,9 @@ inline batchnorm::Status run(Op op, const Call& c) {
         case Op::input_grad:
             return core::input_grad(c.dy, c.x, c.axes, {c.mean, c.inv_std}, {c.count, c.sum_dy, c.sum_dy_xmu}, c.gamma,
                                     c.out, first, second, c.options);
+        case Op::batch_norm_backward_from_output:
+            return core::batch_norm_backward_from_output(c.dy, c.x, c.axes, {c.mean, c.inv_std}, c.gamma, c.beta, c.out,
+                                                         first, second, c.options);
     }
     return {};
 }

@@ -52,6 +52,24 @@ inline void batch_norm_inference_backward(const View& dy, const View& x, const A
     check(core::batch_norm_inference_backward(dy, x, axes, mean, var, gamma, dx, dgamma, dbeta, options));
 }
 
+inline std::size_t mask_bytes(const View& x, const Axes& axes, const Options& options = {}) {
+    std::size_t bytes = 0;
+    check(core::mask_bytes(x, axes, options, bytes));
+    return bytes;
+}
+
+inline void batch_norm_inplace(const MutView& x, const Axes& axes, const Param& gamma, const Param& beta,
+                               const MutStats& saved, const Options& options = {}) {
+    check(core::batch_norm_inplace(x, axes, gamma, beta, saved, options));
+}
+
+inline void batch_norm_backward_from_output(const View& dy, const View& y, const Axes& axes, const Stats& saved,
+                                            const Param& gamma, const Param& beta, const MutView& dx,
+                                            const MutParam& dgamma, const MutParam& dbeta,
+                                            const Options& options = {}) {
+    check(core::batch_norm_backward_from_output(dy, y, axes, saved, gamma, beta, dx, dgamma, dbeta, options));
+}
+
 inline void moments(const View& x, const Axes& axes, const MutMoments& out, const Options& options = {}) {
     check(core::moments(x, axes, out, options));
 }

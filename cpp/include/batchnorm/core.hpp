@@ -15,6 +15,22 @@
 //
 //     dbeta = sum(dy)          dgamma = sum(dy * xhat)
 //     dx    = gamma * inv_std * (dy - dbeta / M - xhat * dgamma / M)
+//
+// Options change that as follows (struct Options).
+//
+// A residual r and an activation f: y = f(... + beta + r). Backward, dy is first taken through f, and that is the
+// gradient of r as well.
+//
+// Weights w >= 0, with W = sum(w) in the place of M:
+//
+//     mean = sum(w * x) / W    var = sum(w * (x - mean)^2) / W
+//     dx   = gamma * inv_std * (dy - w * dbeta / W - w * xhat * dgamma / W)
+//
+// An element of weight 0 is left out of the statistics, whatever it is (NaN too); y is written there all the same, and
+// dy there counts. Where W is 0, mean and var are 0.
+//
+// group_size cuts axis 0 into groups of so many samples, each with statistics of its own (Hoffer, Hubara and Soudry,
+// 2017, arXiv:1705.08741); the last one may be shorter.
 #pragma once
 
 #include <cstddef>
@@ -147,12 +163,20 @@ struct Axes {
 // ----------------------------------------------------------------------------------------------------- statistics
 
 // What forward writes for backward; members that are absent are not written. double keeps y and dx accurate where
-// |mean| is far above the standard deviation; float loses there what a float loses.
+// |mean| is far above the standard deviation; float loses there what a float loses. With group_size the statistics have
+// the groups as a leading axis.
+//
+// mask has a bit for each element, set where the activation let it through: mask_bytes() of them, in x's memory order,
+// each contiguous run of elements padded to whole bytes. It fits tensors of x's shape and strides.
 struct MutStats {
     MutParam mean, inv_std, var;  // var is biased: divided by M
+    MutParam count{};             // M, or W; may be one value, of rank 0, where there are no weights and no groups
+    std::uint8_t* mask = nullptr;
 };
 struct Stats {
     Param mean, inv_std;
+    Param count{};  // may be absent where there are no weights
+    const std::uint8_t* mask = nullptr;
 };
 
 // Statistics that merge: mean, m2 = sum((x - mean)^2) and the count behind them (one value for all, rank 0, or one
@@ -188,11 +212,24 @@ struct Workspace {
     std::size_t bytes = 0;
 };
 
+// leaky_relu(v) = v where v > 0, else negative_slope * v; relu is that with a slope of 0.
+enum class Activation : std::uint8_t { none, relu, leaky_relu };
+
+// Each function says which of these it takes; the others must be left as they are.
 struct Options {
     double eps = 1e-5;
     int threads = 0;  // 0: as many as the work is worth, at most get_num_threads(); else exactly as many
     Executor executor{};
     Workspace workspace{};
+    Activation activation = Activation::none;
+    double negative_slope = 0.01;
+    std::int64_t group_size = 0;         // 0: the whole batch is one group
+    const View* weights = nullptr;       // of x's shape without the kept axes, or of x's rank and broadcast; float, or
+                                         // double for double data
+    const View* residual = nullptr;      // like x
+    const MutView* dresidual = nullptr;  // like x: the residual's gradient
+    const View* activation_output =
+        nullptr;  // like x: forward's output, whose sign tells what the activation let through
 };
 
 // ------------------------------------------------------------------------------------------------------- functions
@@ -207,6 +244,7 @@ enum class Op : std::uint8_t {
     normalize,
     grad_sums,
     input_grad,
+    batch_norm_backward_from_output,
 };
 
 namespace core {
@@ -215,35 +253,54 @@ namespace core {
 BATCHNORM_API Status workspace_bytes(Op op, const View& x, const Axes& axes, const Options& options,
                                      std::size_t& bytes) noexcept;
 
-// Training forward. out may be x itself. Needs M >= 2; an empty x gives an empty out.
+// The bytes of the mask of an activation, for tensors of x's shape and strides.
+BATCHNORM_API Status mask_bytes(const View& x, const Axes& axes, const Options& options, std::size_t& bytes) noexcept;
+
+// Training forward. out may be x itself. Needs M >= 2; an empty x gives an empty out. Takes activation, residual,
+// weights and group_size.
 BATCHNORM_API Status batch_norm(const View& x, const Axes& axes, const Param& gamma, const Param& beta,
                                 const MutView& out, const MutStats& saved, const Options& options = {}) noexcept;
 
-// Gradients of batch_norm. dx may be dy or x itself; dgamma and dbeta are written unless absent.
+// Gradients of batch_norm. dx may be dy or x itself; dgamma and dbeta are written unless absent. Takes activation, for
+// which it needs saved.mask, dresidual, weights, for which it needs saved.count, and group_size.
 BATCHNORM_API Status batch_norm_backward(const View& dy, const View& x, const Axes& axes, const Stats& saved,
                                          const Param& gamma, const MutView& dx, const MutParam& dgamma,
                                          const MutParam& dbeta, const Options& options = {}) noexcept;
 
-// Forward with given statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta.
+// Forward with given statistics: y = (x - mean) / sqrt(var + eps) * gamma + beta. Takes activation and residual.
 BATCHNORM_API Status batch_norm_inference(const View& x, const Axes& axes, const Param& mean, const Param& var,
                                           const Param& gamma, const Param& beta, const MutView& out,
                                           const Options& options = {}) noexcept;
 
-// Gradients of batch_norm_inference, in which mean and var are constants: dx = gamma * inv_std * dy.
+// Gradients of batch_norm_inference, in which mean and var are constants: dx = gamma * inv_std * dy. Takes activation,
+// for which it needs activation_output and a negative_slope that is not negative, and dresidual.
 BATCHNORM_API Status batch_norm_inference_backward(const View& dy, const View& x, const Axes& axes, const Param& mean,
                                                    const Param& var, const Param& gamma, const MutView& dx,
                                                    const MutParam& dgamma, const MutParam& dbeta,
                                                    const Options& options = {}) noexcept;
 
+// Training forward, y in the place of x, for batch_norm_backward_from_output: what that cannot go back through is
+// refused before x is overwritten.
+BATCHNORM_API Status batch_norm_inplace(const MutView& x, const Axes& axes, const Param& gamma, const Param& beta,
+                                        const MutStats& saved, const Options& options = {}) noexcept;
+
+// Gradients of batch_norm from its output: y and the parameters tell what x was. Both take leaky_relu with a positive
+// slope, weights and group_size. No gamma may be 0. The error of xhat is about eps * (1 +
+// |beta / gamma|), eps being that of y's type.
+BATCHNORM_API Status batch_norm_backward_from_output(const View& dy, const View& y, const Axes& axes,
+                                                     const Stats& saved, const Param& gamma, const Param& beta,
+                                                     const MutView& dx, const MutParam& dgamma, const MutParam& dbeta,
+                                                     const Options& options = {}) noexcept;
+
 // The two halves of batch_norm, for statistics that come from more than one tensor. Fused and split calls on the
-// same tensor give the same bits.
+// same tensor give the same bits. moments takes weights and group_size, normalize activation, residual and group_size.
 BATCHNORM_API Status moments(const View& x, const Axes& axes, const MutMoments& out,
                              const Options& options = {}) noexcept;
 BATCHNORM_API Status normalize(const View& x, const Axes& axes, const Moments& moments, const Param& gamma,
                                const Param& beta, const MutView& out, const MutStats& saved,
                                const Options& options = {}) noexcept;
 
-// The two halves of batch_norm_backward.
+// The two halves of batch_norm_backward, which take what it takes; dresidual is input_grad's.
 BATCHNORM_API Status grad_sums(const View& dy, const View& x, const Axes& axes, const Stats& saved,
                                const MutGradSums& out, const Options& options = {}) noexcept;
 BATCHNORM_API Status input_grad(const View& dy, const View& x, const Axes& axes, const Stats& saved,

@@ -20,7 +20,7 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
     Reader reader(read);
     const Writer writer(write);
     // What is written is cut where a vector of the output starts.
-    const int64_t head = head_of(writer.out(0), turn), n = read.n;
+    const int64_t head = writer.head(turn), n = read.n;
     int64_t written = 0;
     for (int64_t i = 0; i < n; i += turn) {
         const int64_t end = i + turn < n ? i + turn : n, until = end + head < n ? end + head : n;
@@ -33,10 +33,11 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
     reader.store();
 }
 
-template <class T, class Reader, template <class, Pattern, bool> class Writer>
-void alternate(const typename Reader::Args& read, const typename Writer<T, Pattern::row, false>::Args& write) noexcept {
-    write.stream ? alternate_rows<T, Reader, Writer<T, Pattern::row, true>>(read, write)
-                 : alternate_rows<T, Reader, Writer<T, Pattern::row, false>>(read, write);
+template <class T, class Reader, template <class, Pattern, Flavour> class Writer>
+void alternate_plain(const typename Reader::Args& read,
+                     const typename Writer<T, Pattern::row, Flavour::plain>::Args& write) noexcept {
+    write.stream ? alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::streaming>>(read, write)
+                 : alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::plain>>(read, write);
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
-// grad_sums: sums of dy and dy * (x - mean).
+// grad_sums: sums of dy and dy * (x - mean); full: of dy as an activation let it through.
 //
 // For 16-bit elements the mean is a number near it; what that leaves out, times the sum of dy, is for the caller to
 // take off.
 #pragma once
 
+#include "epilogue-inl.hpp"
 #include "sums-inl.hpp"
 
 namespace {
@@ -11,7 +12,26 @@ namespace {
 using batchnorm::kernels::LaneGradSumsArgs;
 using batchnorm::kernels::RowGradSumsArgs;
 
+// Where a row of each operand is; y and mask are null unless an activation asks for them.
 template <class T>
+struct GradientRow {
+    const T *dy, *x, *y;
+    const std::uint8_t* mask;
+};
+
+// Adds the i-th elements on of a row.
+template <Flavour flavour, class R, class Args, class T, class... Left>
+[[gnu::always_inline]] inline void add_gradients(const Args& args, const GradientRow<T>& row, Vec<R> mean,
+                                                 TwoSums<R>& sums, int64_t i, Left... left) {
+    Vec<R> dy = summand<R>(row.dy + i, left...), x = summand<R>(row.x + i, left...);
+    if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, left...);
+    Vec<R> difference = x - mean;
+    if (flavour == Flavour::full && args.zeros_count_nothing)
+        difference = select(not_zero(dy), difference, Vec<R>::all(0));
+    sums.add_product(dy, difference);
+}
+
+template <class T, Flavour flavour>
 class RowGradSums {
   public:
     using Args = RowGradSumsArgs;
@@ -21,18 +41,14 @@ class RowGradSums {
 
     // As RowOfSums::add.
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
-        const T* dy = row_at<T>(args_.dy, args_.dy_stride, row);
-        const T* x = row_at<T>(args_.x, args_.x_stride, row);
-        const auto mean = Vec<Run<T>>::all(mean_);
-        sums_.add(
-            begin, end,
-            [=](TwoSums<Run<T>>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
-                sums.add_product(summand(dy + i, left...), summand(x + i, left...) - mean);
-            },
-            [=, this](int64_t i, Accumulators to) {
-                const double gradient = exactly(dy + i);
-                to.add(gradient, gradient * (exactly(x + i) - static_cast<double>(mean_)));
-            });
+        const GradientRow<T> at = {row_at<T>(args_.dy, args_.dy_stride, row), row_at<T>(args_.x, args_.x_stride, row),
+                                   args_.y ? row_at<T>(args_.y, args_.y_stride, row) : nullptr,
+                                   args_.mask ? args_.mask + args_.mask_stride * row : nullptr};
+        sums_.add(begin, end,
+                  [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
+                      const auto mean = Vec<R>::all(static_cast<R>(mean_));
+                      add_gradients<flavour>(args_, at, mean, sums, i, left...);
+                  });
     }
 
     void store() const { sums_.store(); }
@@ -43,20 +59,25 @@ class RowGradSums {
     RowOfSums<T> sums_;
 };
 
-template <class T>
+template <class T, Flavour flavour>
 void grad_sums_row(const RowGradSumsArgs& args) noexcept {
-    RowGradSums<T> sums(args);
+    RowGradSums<T, flavour> sums(args);
     for (int64_t row = 0; row < args.rows; ++row) sums.add(row, 0, args.n);
     sums.store();
 }
 
-template <class T>
+template <class T, Flavour flavour>
 void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
     // Two operands, and L1 should hold a block. The rest as in moments_lane.
     constexpr int block = is_half<T> ? 8 : 4, run = 4, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
+    const auto row_of = [&](int64_t row) __attribute__((always_inline)) {
+        return GradientRow<T>{static_cast<const T*>(args.dy[row]), static_cast<const T*>(args.x[row]),
+                              args.y ? static_cast<const T*>(args.y[row]) : nullptr,
+                              args.mask ? static_cast<const std::uint8_t*>(args.mask[row]) : nullptr};
+    };
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
         RowsAhead dy_ahead(args.dy, row, args.listed, row_bytes);
         RowsAhead x_ahead(args.x, row, args.listed, row_bytes);
@@ -71,22 +92,18 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
                 for (int v = 0; v < vectors; ++v)
                     sums[v] = begin_run<T>({args.sum_dy + i + v * width, args.sum_dy_xmu + i + v * width}, left...);
                 for (int r = begin; r < end; ++r) {
-                    const T* dy = static_cast<const T*>(args.dy[row + r]) + i;
-                    const T* x = static_cast<const T*>(args.x[row + r]) + i;
+                    const GradientRow<T> at = row_of(row + r);
                     prefetch(dy_fetched + r * bytes);
                     prefetch(x_fetched + r * bytes);
                     for (int v = 0; v < vectors; ++v)
-                        sums[v].add_product(summand(dy + v * width, left...),
-                                            summand(x + v * width, left...) - mean[v]);
+                        add_gradients<flavour>(args, at, mean[v], sums[v], i + v * width, left...);
                 }
                 for (int v = 0; v < vectors; ++v) {
                     const int64_t at = i + v * width;
-                    const auto exact = [&](int lane, Accumulators to) {
-                        for (int r = begin; r < end; ++r) {
-                            const double gradient = exactly(static_cast<const T*>(args.dy[row + r]) + at + lane);
-                            const double x = exactly(static_cast<const T*>(args.x[row + r]) + at + lane);
-                            to.add(gradient, gradient * (x - static_cast<double>(means[at + lane])));
-                        }
+                    const auto exact = [&](TwoSums<double>& one, int lane) {
+                        const auto own = Vec<double>::all(static_cast<double>(means[at + lane]));
+                        for (int r = begin; r < end; ++r)
+                            add_gradients<flavour>(args, row_of(row + r), own, one, at + lane, 1);
                     };
                     end_run<T>(sums[v], {args.sum_dy + at, args.sum_dy_xmu + at}, exact, left...);
                 }

@@ -1,16 +1,18 @@
-// input_grad: dx = a * (dy - dy_hi) + b * xhat + c with xhat = (x - hi) * inv_std.
+// input_grad: dx = a * (dy - dy_hi) + b * xhat + c with xhat = (x - hi) * inv_std; full: dy comes through an
+// activation, elements have weights, and a further tensor is added.
 //
-// Both means come as hi + lo, the parts hi of x's type, the parts lo folded into c: what is subtracted from dy and x is
-// then exact near their means. xhat comes first and b after, because b * inv_std underflows for values near 1e30.
+// Both means come as hi + lo, the parts hi of the arithmetic's type, the parts lo folded into c: what is subtracted
+// from dy and x is then exact near their means. xhat comes first and b after, because b * inv_std underflows for values
+// near 1e30.
 #pragma once
 
-#include "rows-inl.hpp"
+#include "epilogue-inl.hpp"
 
 namespace {
 
 using batchnorm::kernels::InputGradArgs;
 
-template <class T, Pattern pattern, bool stream>
+template <class T, Pattern pattern, Flavour flavour>
 class InputGradient {
   public:
     using Args = InputGradArgs;
@@ -18,29 +20,77 @@ class InputGradient {
     explicit InputGradient(const InputGradArgs& args)
         : args_(args), hi_(args.hi), inv_std_(args.inv_std), dy_hi_(args.dy_hi), a_(args.a), b_(args.b), c_(args.c) {}
 
+    // As in Normalizer.
+    int head(int64_t n) const { return flavour == Flavour::full ? 0 : head_of(out(0), n); }
     const T* out(int64_t row) const { return row_at<T>(args_.dx, args_.dx_stride, row); }
 
     // As Normalizer::write.
     [[gnu::always_inline]] void write(int64_t row, int64_t begin, int64_t end) const {
         const T* dy = row_at<T>(args_.dy, args_.dy_stride, row) + begin;
         const T* x = row_at<T>(args_.x, args_.x_stride, row) + begin;
-        const RowWriter<T, stream> dx{row_at<T>(args_.dx, args_.dx_stride, row) + begin};
+        const More more(args_, row, begin);
+        const RowWriter<T, flavour> dx{row_at<T>(args_.dx, args_.dx_stride, row) + begin, args_.stream};
         const bool goes_on = row + row_distance < args_.rows;
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (goes_on) {
                 prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
                 prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
             }
-            const Vec<A> xhat = (load(x + i, left...) - hi_.at(channel, left...)) * inv_std_.at(channel, left...);
-            const Vec<A> u = load(dy + i, left...) - dy_hi_.at(channel, left...);
-            dx.write(fma(a_.at(channel, left...), u, fma(b_.at(channel, left...), xhat, c_.at(channel, left...))), i,
-                     left...);
+            Vec<A> gradient = load(dy + i, left...), input = load(x + i, left...);
+            more.pass_back(gradient, input, i, left...);
+            const Vec<A> xhat = (input - hi_.at(channel, left...)) * inv_std_.at(channel, left...);
+            Vec<A> dy_hi = dy_hi_.at(channel, left...);
+            Vec<A> rest = fma(b_.at(channel, left...), xhat, c_.at(channel, left...));
+            if (flavour == Flavour::full && args_.ignores_x) rest = c_.at(channel, left...);
+            more.weigh(dy_hi, rest, i, left...);
+            more.add(rest, i, channel, left...);
+            dx.write(fma(a_.at(channel, left...), gradient - dy_hi, rest), i, left...);
         };
         for_each_vector<Vec<A>::width>(end - begin, dx.head(end - begin), args_.period, step);
     }
 
   private:
     using A = Arithmetic<T>;
+
+    // What the full flavour does besides, in a row.
+    struct More {
+        const InputGradArgs& args;
+        const T *y = nullptr, *v = nullptr;
+        const A* weights = nullptr;
+        const std::uint8_t* mask = nullptr;
+        T* dresidual = nullptr;
+
+        More(const InputGradArgs& args_, int64_t row, int64_t begin) : args(args_) {
+            if constexpr (flavour != Flavour::full) return;
+            if (args.y) y = row_at<T>(args.y, args.y_stride, row) + begin;
+            if (args.v) v = row_at<T>(args.v, args.v_stride, row) + begin;
+            if (args.weights) weights = row_at<A>(args.weights, args.weights_stride, row) + begin;
+            if (args.mask) mask = args.mask + args.mask_stride * row + begin / 8;
+            if (args.dresidual) dresidual = row_at<T>(args.dresidual, args.dresidual_stride, row) + begin;
+        }
+
+        template <class... Left>
+        void pass_back(Vec<A>& dy, Vec<A>& x, int64_t i, Left... left) const {
+            if constexpr (flavour != Flavour::full) return;
+            ::pass_back(args.activated, y, mask, dy, x, i, left...);
+            if (dresidual) RowWriter<T, flavour>{dresidual, args.stream}.write(dy, i, left...);
+        }
+
+        // An element of weight 0 is left out, whatever x is there.
+        template <class... Left>
+        void weigh(Vec<A>& dy_hi, Vec<A>& rest, int64_t i, Left... left) const {
+            if (flavour != Flavour::full || !weights) return;
+            const Vec<A> w = load(weights + i, left...);
+            dy_hi = w * dy_hi;
+            rest = select(not_zero(w), w * rest, Vec<A>::all(0));
+        }
+
+        template <class... Left>
+        void add(Vec<A>& rest, int64_t i, int64_t channel, Left... left) const {
+            if (flavour != Flavour::full || !v) return;
+            rest = fma(PerChannel<A, pattern>(args.d).at(channel, left...), load(v + i, left...), rest);
+        }
+    };
 
     const InputGradArgs& args_;
     const PerChannel<A, pattern> hi_, inv_std_, dy_hi_, a_, b_, c_;

@@ -10,22 +10,37 @@
 #include "moments-inl.hpp"
 #include "normalize-inl.hpp"
 #include "table.hpp"
+#include "weighted_moments-inl.hpp"
 
 namespace {
 
 template <class T>
+constexpr batchnorm::kernels::FlavourKernels plain_kernels = {
+    grad_sums_row<T, Flavour::plain>,
+    grad_sums_lane<T, Flavour::plain>,
+    {write_plain<T, Pattern::row, Normalizer>, write_plain<T, Pattern::lane, Normalizer>},
+    {write_plain<T, Pattern::row, InputGradient>, write_plain<T, Pattern::lane, InputGradient>},
+    alternate_plain<T, RowMoments<T>, Normalizer>,
+    alternate_plain<T, RowGradSums<T, Flavour::plain>, Normalizer>,
+    alternate_plain<T, RowGradSums<T, Flavour::plain>, InputGradient>,
+};
+
+template <class T>
+constexpr batchnorm::kernels::FlavourKernels full_kernels = {
+    grad_sums_row<T, Flavour::full>,
+    grad_sums_lane<T, Flavour::full>,
+    {write_rows<Normalizer<T, Pattern::row, Flavour::full>>, write_rows<Normalizer<T, Pattern::lane, Flavour::full>>},
+    {write_rows<InputGradient<T, Pattern::row, Flavour::full>>,
+     write_rows<InputGradient<T, Pattern::lane, Flavour::full>>},
+    alternate_rows<T, RowMoments<T>, Normalizer<T, Pattern::row, Flavour::full>>,
+    nullptr,  // no call scales alone in the full flavour
+    alternate_rows<T, RowGradSums<T, Flavour::full>, InputGradient<T, Pattern::row, Flavour::full>>,
+};
+
+template <class T>
 constexpr batchnorm::kernels::TypeKernels type_kernels = {
-    moments_row<T>,
-    moments_lane<T>,
-    grad_sums_row<T>,
-    grad_sums_lane<T>,
-    {write<T, Pattern::row, Normalizer>, write<T, Pattern::lane, Normalizer>},
-    {write<T, Pattern::row, InputGradient>, write<T, Pattern::lane, InputGradient>},
-    alternate<T, RowMoments<T>, Normalizer>,
-    alternate<T, RowGradSums<T>, Normalizer>,
-    alternate<T, RowGradSums<T>, InputGradient>,
-    expand<Arithmetic<T>>,
-    finish_streams,
+    moments_row<T>,   moments_lane<T>, weighted_moments_row<T>, weighted_moments_lane<T>,
+    plain_kernels<T>, full_kernels<T>, expand<Arithmetic<T>>,   finish_streams,
 };
 
 constexpr batchnorm::kernels::KernelTable table = {type_kernels<float>, type_kernels<double>, type_kernels<Half>,

@@ -22,19 +22,14 @@ class RowMoments {
     // As RowOfSums::add.
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
         const T* x = row_at<T>(args_.x, args_.x_stride, row);
-        const auto pivot = Vec<Run<T>>::all(static_cast<Run<T>>(pivot_));
-        sums_.add(
-            begin, end,
-            [=](TwoSums<Run<T>>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
-                if constexpr (sizeof...(left) == 0)
-                    sums.add_difference(summand(x + i) - pivot);
-                else
-                    sums.add_difference((summand(x + i, left...) - pivot).first(left...));
-            },
-            [=, this](int64_t i, Accumulators to) {
-                const double difference = exactly(x + i) - static_cast<double>(pivot_);
-                to.add(difference, difference * difference);
-            });
+        sums_.add(begin, end,
+                  [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
+                      const Vec<R> difference = summand<R>(x + i, left...) - Vec<R>::all(static_cast<R>(pivot_));
+                      if constexpr (sizeof...(left) == 0)
+                          sums.add_difference(difference);
+                      else
+                          sums.add_difference(difference.first(left...));
+                  });
     }
 
     void store() const { sums_.store(); }
@@ -66,7 +61,7 @@ void moments_lane(const LaneMomentsArgs& args) noexcept {
             constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
             const char* fetched = ahead.take(block * bytes);
             Vec<Run<T>> pivot[vectors];
-            for (int v = 0; v < vectors; ++v) pivot[v] = as_summand<T>(pivots + i + v * width, left...);
+            for (int v = 0; v < vectors; ++v) pivot[v] = summand<Run<T>>(pivots + i + v * width, left...);
             for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
                 TwoSums<Run<T>> sums[vectors];
                 for (int v = 0; v < vectors; ++v)
@@ -75,15 +70,15 @@ void moments_lane(const LaneMomentsArgs& args) noexcept {
                     const T* x = static_cast<const T*>(args.x[row + r]) + i;
                     prefetch(fetched + r * bytes);
                     for (int v = 0; v < vectors; ++v)
-                        sums[v].add_difference(summand(x + v * width, left...) - pivot[v]);
+                        sums[v].add_difference(summand<Run<T>>(x + v * width, left...) - pivot[v]);
                 }
                 for (int v = 0; v < vectors; ++v) {
                     const int64_t at = i + v * width;
-                    const auto exact = [&](int lane, Accumulators to) {
+                    const auto exact = [&](TwoSums<double>& one, int lane) {
+                        const auto own = Vec<double>::all(static_cast<double>(pivots[at + lane]));
                         for (int r = begin; r < end; ++r) {
-                            const double difference = exactly(static_cast<const T*>(args.x[row + r]) + at + lane) -
-                                                      static_cast<double>(pivots[at + lane]);
-                            to.add(difference, difference * difference);
+                            const T* x = static_cast<const T*>(args.x[row + r]) + at + lane;
+                            one.add_difference(summand<double>(x, 1) - own);
                         }
                     };
                     end_run<T>(sums[v], {args.sum + at, args.sum_sq + at}, exact, left...);

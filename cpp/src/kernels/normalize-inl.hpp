@@ -1,15 +1,15 @@
-// normalize: y = (x - hi) * scale + shift.
+// normalize: y = (x - hi) * scale + shift; full: a residual is added to that, and an activation follows.
 //
-// The mean comes as hi + lo, hi of x's type: x - hi is exact near the mean, and lo went into the shift.
+// The mean comes as hi + lo, hi of the arithmetic's type: x - hi is exact near the mean, and lo went into the shift.
 #pragma once
 
-#include "rows-inl.hpp"
+#include "epilogue-inl.hpp"
 
 namespace {
 
 using batchnorm::kernels::NormalizeArgs;
 
-template <class T, Pattern pattern, bool stream>
+template <class T, Pattern pattern, Flavour flavour>
 class Normalizer {
   public:
     using Args = NormalizeArgs;
@@ -17,17 +17,34 @@ class Normalizer {
     explicit Normalizer(const NormalizeArgs& args)
         : args_(args), hi_(args.hi), scale_(args.scale), shift_(args.shift) {}
 
+    // Where a row may be cut that is written in parts.
+    int head(int64_t n) const { return flavour == Flavour::full ? 0 : head_of(out(0), n); }
     const T* out(int64_t row) const { return row_at<T>(args_.y, args_.y_stride, row); }
 
     // Elements of a row; in Pattern::lane all of them.
     [[gnu::always_inline]] void write(int64_t row, int64_t begin, int64_t end) const {
         const T* x = row_at<T>(args_.x, args_.x_stride, row) + begin;
-        const RowWriter<T, stream> y{row_at<T>(args_.y, args_.y_stride, row) + begin};
+        const T* residual = nullptr;
+        std::uint8_t* mask = nullptr;
+        if constexpr (flavour == Flavour::full) {
+            if (args_.residual) residual = row_at<T>(args_.residual, args_.residual_stride, row) + begin;
+            if (args_.mask) mask = args_.mask + args_.mask_stride * row + begin / 8;
+        }
+        const RowWriter<T, flavour> y{row_at<T>(args_.y, args_.y_stride, row) + begin, args_.stream};
         const bool goes_on = row + row_distance < args_.rows;
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
             const Vec<A> difference = load(x + i, left...) - hi_.at(channel, left...);
-            y.write(fma(difference, scale_.at(channel, left...), shift_.at(channel, left...)), i, left...);
+            Vec<A> v = fma(difference, scale_.at(channel, left...), shift_.at(channel, left...));
+            if constexpr (flavour == Flavour::full) {
+                if (residual) v = v + load(residual + i, left...);
+                if (args_.activates) {
+                    const typename Vec<A>::Mask through = above_zero(v);
+                    if (mask) write_mask<Vec<A>>(through, mask, i, left...);
+                    v = select(through, v, scaled(v, args_.slope));
+                }
+            }
+            y.write(v, i, left...);
         };
         for_each_vector<Vec<A>::width>(end - begin, y.head(end - begin), args_.period, step);
     }

@@ -30,6 +30,14 @@ using Arithmetic = typename ArithmeticOf<T>::type;
 template <class T>
 constexpr bool is_half = sizeof(T) == 2;
 
+// One element, which need not be aligned.
+template <class T>
+T scalar(const void* p) {
+    T value;
+    __builtin_memcpy(&value, p, sizeof(T));
+    return value;
+}
+
 // Elements of memory, as what they are computed in, and back; at most the first n of a vector with a trailing n.
 template <class T, class... Left>
 Vec<Arithmetic<T>> load(const T* p, Left... left) {
@@ -46,6 +54,19 @@ Vec<float> load(const T* p, int n) {
     T lanes[Vec<float>::width] = {};
     __builtin_memcpy(lanes, p, static_cast<unsigned>(n) * sizeof(T));
     return load(lanes + 0);
+}
+// As many as a Vec<double> holds, as doubles, one by one: for what is seldom.
+template <class T>
+    requires is_half<T>
+Vec<double> widen(const T* p, int n) {
+    double lanes[Vec<double>::width] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = static_cast<double>(to_float(scalar<T>(p + i)));
+    return Vec<double>::load(lanes + 0);
+}
+template <class T>
+    requires is_half<T>
+Vec<double> widen(const T* p) {
+    return widen(p, Vec<double>::width);
 }
 template <class T>
     requires is_half<T>
@@ -66,14 +87,6 @@ const T* row_at(const void* data, int64_t stride, int64_t row) {
 template <class T>
 T* row_at(void* data, int64_t stride, int64_t row) {
     return reinterpret_cast<T*>(static_cast<char*>(data) + stride * row);
-}
-
-// One element, which need not be aligned.
-template <class T>
-T scalar(const void* p) {
-    T value;
-    __builtin_memcpy(&value, p, sizeof(T));
-    return value;
 }
 
 // step(i) for each whole vector of a row of n elements, then step(i, left) for the elements that are left: what takes
@@ -181,14 +194,20 @@ int head_of(const T* row, int64_t n) {
     return static_cast<int>(elements < n ? elements : n);
 }
 
-// How a row is written: through the caches, or past them. The latter needs aligned vectors, which come after a head.
-template <class T, bool streams>
+// A kernel is compiled in these flavours: plain, writing through the caches or past them, and full, which decides that
+// at run time (table.hpp).
+enum class Flavour { plain, streaming, full };
+
+// How a row is written. Past the caches needs aligned vectors, which come after a head; there is none in the full
+// flavour, whose masks are cut at whole vectors.
+template <class T, Flavour flavour>
 struct RowWriter {
     T* row;
+    bool streams;
 
-    int head(int64_t n) const { return streams ? head_of(row, n) : 0; }
+    int head(int64_t n) const { return flavour == Flavour::streaming ? head_of(row, n) : 0; }
     void write(Vec<Arithmetic<T>> v, int64_t i) const {
-        if constexpr (streams)
+        if (flavour == Flavour::streaming || (flavour == Flavour::full && streams))
             stream(v, row + i);
         else
             store(v, row + i);
@@ -220,16 +239,17 @@ struct PerChannel<T, Pattern::lane> {
     }
 };
 
-// The kernel of a writer: Writer<T, pattern, stream> writes rows of one element type and pattern in one of both ways.
+// The kernel of a writer: Writer<T, pattern, flavour> writes rows of one element type.
 template <class Writer>
 void write_rows(const typename Writer::Args& args) noexcept {
     const Writer writer(args);
     for (int64_t row = 0; row < args.rows; ++row) writer.write(row, 0, args.n);
 }
 
-template <class T, Pattern pattern, template <class, Pattern, bool> class Writer>
-void write(const typename Writer<T, pattern, false>::Args& args) noexcept {
-    args.stream ? write_rows<Writer<T, pattern, true>>(args) : write_rows<Writer<T, pattern, false>>(args);
+template <class T, Pattern pattern, template <class, Pattern, Flavour> class Writer>
+void write_plain(const typename Writer<T, pattern, Flavour::plain>::Args& args) noexcept {
+    args.stream ? write_rows<Writer<T, pattern, Flavour::streaming>>(args)
+                : write_rows<Writer<T, pattern, Flavour::plain>>(args);
 }
 
 }  // namespace

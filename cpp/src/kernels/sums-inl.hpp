@@ -21,41 +21,18 @@ struct RunOf<T> {
 template <class T>
 using Run = typename RunOf<T>::type;
 
-// Elements in that type, as many as its vector holds.
-template <class T, class... Left>
-Vec<Run<T>> summand(const T* p, Left... left) {
-    if constexpr (is_half<T>)
+// Elements as numbers of type R, as many as its vector holds.
+template <class R, class T, class... Left>
+Vec<R> summand(const T* p, Left... left) {
+    if constexpr (__is_same(R, double))
+        return widen(p, left...);
+    else
         return load(p, left...);
-    else
-        return widen(p, left...);
-}
-
-// The same of numbers in the type of the arithmetic.
-template <class T, class... Left>
-Vec<Run<T>> as_summand(const Arithmetic<T>* p, Left... left) {
-    if constexpr (is_half<T>)
-        return Vec<float>::load(p, left...);
-    else
-        return widen(p, left...);
-}
-
-// An element in float64, which need not be aligned.
-template <class T>
-double exactly(const T* p) {
-    if constexpr (is_half<T>)
-        return static_cast<double>(to_float(scalar<T>(p)));
-    else
-        return static_cast<double>(scalar<T>(p));
 }
 
 // Where sums go: an accumulator for each lane.
 struct Accumulators {
     double *first, *second;
-
-    void add(double one, double other) const {
-        *first += one;
-        *second += other;
-    }
 };
 
 template <class R>
@@ -102,9 +79,9 @@ class RowOfSums {
     }
 
     // Elements of a row, from a multiple of row_alignment to another one, or to the row's end: add(sums, i) adds a
-    // vector of them from the i-th on, add(sums, i, left) the `left` last ones, and exact(i, to) one, in float64.
-    template <class Add, class Exact>
-    [[gnu::always_inline]] void add(int64_t begin, int64_t end, const Add& add, const Exact& exact) {
+    // vector of them from the i-th on, add(sums, i, left) the `left` last ones.
+    template <class Add>
+    [[gnu::always_inline]] void add(int64_t begin, int64_t end, const Add& add) {
         if constexpr (is_half<T>) {
             for (int64_t i = begin; i < end; i += batchnorm::kernels::half_row_run) {
                 const int64_t next = i + batchnorm::kernels::half_row_run, until = next < end ? next : end;
@@ -120,7 +97,7 @@ class RowOfSums {
                 if (all.finite())
                     for (int k = 0; k < ends; ++k) add_to(at(k), sums[k]);
                 else
-                    for (int64_t e = i; e < until; ++e) exact(e, to_);
+                    add_once_more(i, until, add);
             }
         } else {
             add_vectors(sums_, begin, end, add);
@@ -159,6 +136,19 @@ class RowOfSums {
         }
     }
 
+    // A run whose sums in float have overflowed, or which met an infinity or a NaN.
+    template <class Add>
+    [[gnu::noinline]] void add_once_more(int64_t begin, int64_t end, const Add& add) const {
+        auto sums = TwoSums<double>::load(to_);
+        for (int64_t i = begin; i < end; i += Vec<double>::width) {
+            if (i + Vec<double>::width <= end)
+                add(sums, i);
+            else
+                add(sums, i, static_cast<int>(end - i));
+        }
+        sums.store(to_);
+    }
+
     Accumulators at(int k) const { return {to_.first + k * width, to_.second + k * width}; }
 
     const Accumulators to_;
@@ -192,8 +182,8 @@ TwoSums<Run<T>> begin_run(Accumulators from, Left... left) {
         return TwoSums<double>::load(from, left...);
 }
 
-// A lane whose sums in float have overflowed, or which met an infinity or a NaN, is left to exact(lane, its
-// accumulators), and it alone.
+// A lane whose sums in float have overflowed, or which met an infinity or a NaN, is added up once more, and it alone:
+// exact(sums, lane) adds it to the first lane of sums.
 template <class T, class Exact, class... Left>
 [[gnu::always_inline]] inline void end_run(const TwoSums<Run<T>>& sums, Accumulators to, const Exact& exact,
                                            Left... left) {
@@ -208,10 +198,14 @@ template <class T, class Exact, class... Left>
         sums.second.store(second);
         for (int lane = 0; lane < lanes_of<width>(left...); ++lane) {
             const Accumulators own{to.first + lane, to.second + lane};
-            if (__builtin_isfinite(first[lane] + second[lane]))
-                own.add(static_cast<double>(first[lane]), static_cast<double>(second[lane]));
-            else
-                exact(lane, own);
+            if (__builtin_isfinite(first[lane] + second[lane])) {
+                *own.first += static_cast<double>(first[lane]);
+                *own.second += static_cast<double>(second[lane]);
+            } else {
+                auto sums_of_lane = TwoSums<double>::load(own, 1);
+                exact(sums_of_lane, lane);
+                sums_of_lane.store(own, 1);
+            }
         }
     }
 }

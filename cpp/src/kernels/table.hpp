@@ -1,5 +1,8 @@
 // The contract between the library and one instruction set: the functions of TypeKernels for each element type.
 //
+// Each comes in two flavours: plain, and full, which does what an activation, a residual and weights ask for as well,
+// so far as a call has them. The arguments of the full flavour come last in each struct; the plain one does not look.
+//
 // A kernel is serial, allocates nothing, never fails and sees rows of n contiguous elements, `rows` of them: each
 // operand's rows its own number of bytes apart, or, where lanes are reduced, wherever pointers say. A per-channel value
 // is either one for the whole row (Pattern::row, channels-first: a row lies inside one channel) or one for each element
@@ -47,6 +50,15 @@ struct LaneMomentsArgs {
     double *sum, *sum_sq;
 };
 
+// How backward goes through an activation. What it let through is told by bits of a mask, or by the sign of its output
+// y; dy counts there as it is, and elsewhere times slope. Where `restores`, x is y itself, from which what went into
+// the activation is found again: x times 1 / slope where it is not above 0.
+struct Activated {
+    bool some = false;
+    double slope = 0;
+    bool restores = false;
+};
+
 struct RowGradSumsArgs {
     const void* dy;
     std::int64_t dy_stride;
@@ -56,6 +68,12 @@ struct RowGradSumsArgs {
     const void* mean;    // float64; for 16-bit elements float
     double* sum_dy;      // += dy
     double* sum_dy_xmu;  // += dy * (x - mean)
+    Activated activated{};
+    const void* y = nullptr;
+    std::int64_t y_stride = 0;
+    const std::uint8_t* mask = nullptr;
+    std::int64_t mask_stride = 0;
+    bool zeros_count_nothing = false;  // where dy is 0, also if x is not finite
 };
 
 struct LaneGradSumsArgs {
@@ -63,13 +81,36 @@ struct LaneGradSumsArgs {
     std::int64_t rows, n, listed;
     const void* mean;  // a row of them
     double *sum_dy, *sum_dy_xmu;
+    Activated activated{};
+    const void* const* y = nullptr;
+    const void* const* mask = nullptr;
+    bool zeros_count_nothing = false;
+};
+
+// moments of weighted elements; those of weight 0 are left out, whatever they are. weights are of the type of the
+// arithmetic.
+struct RowWeightedMomentsArgs {
+    const void* x;
+    std::int64_t x_stride;
+    const void* weights;
+    std::int64_t weights_stride;
+    std::int64_t rows, n;
+    const void* pivot;
+    double *sum_w, *sum, *sum_sq;  // += w, w * (x - pivot), w * (x - pivot)^2
+};
+
+struct LaneWeightedMomentsArgs {
+    const void *const *x, *const *weights;
+    std::int64_t rows, n;
+    const void* pivot;
+    double *sum_w, *sum, *sum_sq;
 };
 
 // The writers may take rows that follow each other as one: then n is a multiple of the number of channels, `period`,
 // element i has the per-channel value i mod period, and those arrays go on, repeating, for lane_padding more elements.
 inline constexpr int lane_padding = 16;
 
-// y = (x - hi) * scale + shift
+// y = (x - hi) * scale + shift, and full: y = activation((x - hi) * scale + shift + residual)
 struct NormalizeArgs {
     const void* x;
     std::int64_t x_stride;
@@ -78,10 +119,17 @@ struct NormalizeArgs {
     std::int64_t rows, n;
     const void *hi, *scale, *shift;  // of the type of the arithmetic
     std::int64_t period;
-    bool stream;  // write past the caches, which y would only sweep
+    bool stream;  // write past the caches, which y would only sweep; full: if y starts at a vector, and each row does
+    bool activates = false;
+    double slope = 0;  // of what is not above 0
+    const void* residual = nullptr;
+    std::int64_t residual_stride = 0;
+    std::uint8_t* mask = nullptr;
+    std::int64_t mask_stride = 0;
 };
 
-// dx = a * (dy - dy_hi) + b * xhat + c   with   xhat = (x - hi) * inv_std
+// dx = a * (dy - dy_hi) + b * xhat + c   with   xhat = (x - hi) * inv_std, and full, with weights w:
+// dx = a * (dy - w * dy_hi) + w * (b * xhat + c) + d * v
 struct InputGradArgs {
     const void* dy;
     std::int64_t dy_stride;
@@ -92,13 +140,24 @@ struct InputGradArgs {
     std::int64_t rows, n;
     const void *hi, *inv_std, *dy_hi, *a, *b, *c;  // of the type of the arithmetic
     std::int64_t period;
-    bool stream;  // as in NormalizeArgs
+    bool stream;             // as in NormalizeArgs
+    bool ignores_x = false;  // as if b were 0, whatever x is
+    Activated activated{};
+    const void* y = nullptr;
+    std::int64_t y_stride = 0;
+    const std::uint8_t* mask = nullptr;
+    std::int64_t mask_stride = 0;
+    const void* weights = nullptr;  // null: 1
+    std::int64_t weights_stride = 0;
+    const void* v = nullptr;
+    std::int64_t v_stride = 0;
+    const void* d = nullptr;
+    void* dresidual = nullptr;  // where dy goes that the activation let through
+    std::int64_t dresidual_stride = 0;
 };
 
-// The kernels of one element type.
-struct TypeKernels {
-    void (*row_moments)(const RowMomentsArgs&) noexcept;
-    void (*lane_moments)(const LaneMomentsArgs&) noexcept;
+// The kernels of one flavour.
+struct FlavourKernels {
     void (*row_grad_sums)(const RowGradSumsArgs&) noexcept;
     void (*lane_grad_sums)(const LaneGradSumsArgs&) noexcept;
     void (*normalize[2])(const NormalizeArgs&) noexcept;  // by Pattern
@@ -107,6 +166,15 @@ struct TypeKernels {
     void (*moments_and_normalize)(const RowMomentsArgs&, const NormalizeArgs&) noexcept;
     void (*grad_sums_and_normalize)(const RowGradSumsArgs&, const NormalizeArgs&) noexcept;
     void (*grad_sums_and_input_grad)(const RowGradSumsArgs&, const InputGradArgs&) noexcept;
+};
+
+// The kernels of one element type.
+struct TypeKernels {
+    void (*row_moments)(const RowMomentsArgs&) noexcept;
+    void (*lane_moments)(const LaneMomentsArgs&) noexcept;
+    void (*row_weighted_moments)(const RowWeightedMomentsArgs&) noexcept;
+    void (*lane_weighted_moments)(const LaneWeightedMomentsArgs&) noexcept;
+    FlavourKernels plain, full;
     // Each of `channels` values `plane` times, to lanes with lane_padding more.
     void (*expand)(const void* values, std::int64_t channels, std::int64_t plane, void* lanes) noexcept;
     void (*finish_streams)() noexcept;  // after streaming, before another thread may read what was written

@@ -21,6 +21,7 @@ inline __m256i first_lanes64(int n) {
 template <>
 struct Vec<float> {
     static constexpr int width = 8;
+    using Mask = __m256;
     __m256 r;
 
     static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
@@ -36,16 +37,25 @@ struct Vec<float> {
         const __m256 zero = _mm256_mul_ps(r, _mm256_setzero_ps());
         return _mm256_movemask_ps(_mm256_cmp_ps(zero, zero, _CMP_UNORD_Q)) == 0;
     }
+    static Mask mask_of(unsigned bits) {
+        const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        const __m256i own = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), bit);
+        return _mm256_castsi256_ps(_mm256_cmpeq_epi32(own, bit));
+    }
 };
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.r, b.r)}; }
 inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm256_sub_ps(a.r, b.r)}; }
 inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_mul_ps(a.r, b.r)}; }
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.r, b.r, c.r)}; }
+inline __m256 above_zero(Vec<float> v) { return _mm256_cmp_ps(v.r, _mm256_setzero_ps(), _CMP_NLE_UQ); }
+inline __m256 not_zero(Vec<float> v) { return _mm256_cmp_ps(v.r, _mm256_setzero_ps(), _CMP_NEQ_UQ); }
+inline Vec<float> select(__m256 mask, Vec<float> a, Vec<float> b) { return {_mm256_blendv_ps(b.r, a.r, mask)}; }
 
 template <>
 struct Vec<double> {
     static constexpr int width = 4;
+    using Mask = __m256d;
     __m256d r;
 
     static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
@@ -54,6 +64,11 @@ struct Vec<double> {
     void store(double* p, int n) const { _mm256_maskstore_pd(p, first_lanes64(n), r); }
     void stream(double* p) const { _mm256_stream_pd(p, r); }
     static Vec all(double value) { return {_mm256_set1_pd(value)}; }
+    static Mask mask_of(unsigned bits) {
+        const __m256i bit = _mm256_setr_epi64x(1, 2, 4, 8);
+        const __m256i own = _mm256_and_si256(_mm256_set1_epi64x(bits), bit);
+        return _mm256_castsi256_pd(_mm256_cmpeq_epi64(own, bit));
+    }
     // Zero past the first n lanes.
     Vec first(int n) const { return {_mm256_and_pd(r, _mm256_castsi256_pd(first_lanes64(n)))}; }
 };
@@ -62,6 +77,13 @@ inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.r, b.r)}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.r, b.r, c.r)}; }
+inline __m256d above_zero(Vec<double> v) { return _mm256_cmp_pd(v.r, _mm256_setzero_pd(), _CMP_NLE_UQ); }
+inline __m256d not_zero(Vec<double> v) { return _mm256_cmp_pd(v.r, _mm256_setzero_pd(), _CMP_NEQ_UQ); }
+inline Vec<double> select(__m256d mask, Vec<double> a, Vec<double> b) { return {_mm256_blendv_pd(b.r, a.r, mask)}; }
+
+// The first element's bit is the lowest.
+inline unsigned bits_of(__m256 mask) { return static_cast<unsigned>(_mm256_movemask_ps(mask)); }
+inline unsigned bits_of(__m256d mask) { return static_cast<unsigned>(_mm256_movemask_pd(mask)); }
 
 // Streams become visible in no order of their own.
 inline void finish_streams() noexcept { _mm_sfence(); }

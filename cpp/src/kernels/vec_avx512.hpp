@@ -14,6 +14,7 @@ struct Vec;
 template <>
 struct Vec<float> {
     static constexpr int width = 16;
+    using Mask = __mmask16;
     __m512 r;
 
     static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -29,6 +30,7 @@ struct Vec<float> {
         const __m512 zero = _mm512_mul_ps(r, _mm512_setzero_ps());
         return _mm512_cmp_ps_mask(zero, zero, _CMP_UNORD_Q) == 0;
     }
+    static Mask mask_of(unsigned bits) { return static_cast<Mask>(bits); }
 
   private:
     static __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -38,10 +40,14 @@ inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(
 inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm512_sub_ps(a.r, b.r)}; }
 inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.r, b.r)}; }
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.r, b.r, c.r)}; }
+inline __mmask16 above_zero(Vec<float> v) { return _mm512_cmp_ps_mask(v.r, _mm512_setzero_ps(), _CMP_NLE_UQ); }
+inline __mmask16 not_zero(Vec<float> v) { return _mm512_cmp_ps_mask(v.r, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
+inline Vec<float> select(__mmask16 mask, Vec<float> a, Vec<float> b) { return {_mm512_mask_blend_ps(mask, b.r, a.r)}; }
 
 template <>
 struct Vec<double> {
     static constexpr int width = 8;
+    using Mask = __mmask8;
     __m512d r;
 
     static __mmask8 first_lanes(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
@@ -52,6 +58,7 @@ struct Vec<double> {
     void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first_lanes(n), r); }
     void stream(double* p) const { _mm512_stream_pd(p, r); }
     static Vec all(double value) { return {_mm512_set1_pd(value)}; }
+    static Mask mask_of(unsigned bits) { return static_cast<Mask>(bits); }
     // Zero past the first n lanes.
     Vec first(int n) const { return {_mm512_maskz_mov_pd(first_lanes(n), r)}; }
 };
@@ -60,6 +67,15 @@ inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm512_add_
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm512_sub_pd(a.r, b.r)}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm512_mul_pd(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm512_fmadd_pd(a.r, b.r, c.r)}; }
+inline __mmask8 above_zero(Vec<double> v) { return _mm512_cmp_pd_mask(v.r, _mm512_setzero_pd(), _CMP_NLE_UQ); }
+inline __mmask8 not_zero(Vec<double> v) { return _mm512_cmp_pd_mask(v.r, _mm512_setzero_pd(), _CMP_NEQ_UQ); }
+inline Vec<double> select(__mmask8 mask, Vec<double> a, Vec<double> b) {
+    return {_mm512_mask_blend_pd(mask, b.r, a.r)};
+}
+
+// The first element's bit is the lowest.
+inline unsigned bits_of(__mmask16 mask) { return mask; }
+inline unsigned bits_of(__mmask8 mask) { return mask; }
 
 // Streams become visible in no order of their own.
 inline void finish_streams() noexcept { _mm_sfence(); }

@@ -14,6 +14,7 @@ struct Vec;
 template <>
 struct Vec<float> {
     static constexpr int width = 4;
+    using Mask = uint32x4_t;
     float32x4_t r;
 
     static Vec load(const float* p) { return {vld1q_f32(p)}; }
@@ -41,16 +42,24 @@ struct Vec<float> {
         const float32x4_t zero = vmulq_n_f32(r, 0);
         return vminvq_u32(vceqq_f32(zero, zero)) != 0;
     }
+    static Mask mask_of(unsigned bits) {
+        const uint32x4_t bit = {1, 2, 4, 8};
+        return vtstq_u32(vdupq_n_u32(bits), bit);
+    }
 };
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {vaddq_f32(a.r, b.r)}; }
 inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {vsubq_f32(a.r, b.r)}; }
 inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {vmulq_f32(a.r, b.r)}; }
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {vfmaq_f32(c.r, a.r, b.r)}; }
+inline uint32x4_t above_zero(Vec<float> v) { return vmvnq_u32(vclezq_f32(v.r)); }
+inline uint32x4_t not_zero(Vec<float> v) { return vmvnq_u32(vceqzq_f32(v.r)); }
+inline Vec<float> select(uint32x4_t mask, Vec<float> a, Vec<float> b) { return {vbslq_f32(mask, a.r, b.r)}; }
 
 template <>
 struct Vec<double> {
     static constexpr int width = 2;
+    using Mask = uint64x2_t;
     float64x2_t r;
 
     static Vec load(const double* p) { return {vld1q_f64(p)}; }
@@ -67,6 +76,10 @@ struct Vec<double> {
     }
     void stream(double* p) const { store(p); }
     static Vec all(double value) { return {vdupq_n_f64(value)}; }
+    static Mask mask_of(unsigned bits) {
+        const uint64x2_t bit = {1, 2};
+        return vtstq_u64(vdupq_n_u64(bits), bit);
+    }
     // Zero past the first n lanes.
     Vec first(int n) const {
         double lanes[width];
@@ -79,6 +92,19 @@ inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {vaddq_f64(a
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {vsubq_f64(a.r, b.r)}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {vmulq_f64(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {vfmaq_f64(c.r, a.r, b.r)}; }
+inline uint64x2_t above_zero(Vec<double> v) { return veorq_u64(vclezq_f64(v.r), vdupq_n_u64(~0ull)); }
+inline uint64x2_t not_zero(Vec<double> v) { return veorq_u64(vceqzq_f64(v.r), vdupq_n_u64(~0ull)); }
+inline Vec<double> select(uint64x2_t mask, Vec<double> a, Vec<double> b) { return {vbslq_f64(mask, a.r, b.r)}; }
+
+// The first element's bit is the lowest.
+inline unsigned bits_of(uint32x4_t mask) {
+    const uint32x4_t bit = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(mask, bit));
+}
+inline unsigned bits_of(uint64x2_t mask) {
+    const uint64x2_t bit = {1, 2};
+    return static_cast<unsigned>(vaddvq_u64(vandq_u64(mask, bit)));
+}
 
 inline void finish_streams() noexcept {}
 

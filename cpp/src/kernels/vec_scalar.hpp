@@ -8,6 +8,7 @@ namespace {
 template <class T>
 struct Vec {
     static constexpr int width = 1;
+    using Mask = bool;
     T r;
 
     static Vec load(const T* p) {
@@ -20,6 +21,7 @@ struct Vec {
     void store(T* p, int) const { store(p); }
     void stream(T* p) const { store(p); }
     static Vec all(T value) { return {value}; }
+    static Mask mask_of(unsigned bits) { return (bits & 1) != 0; }
     Vec first(int) const { return *this; }
     bool finite() const { return __builtin_isfinite(r); }
 };
@@ -40,6 +42,19 @@ template <class T>
 Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
     return {a.r * b.r + c.r};
 }
+template <class T>
+bool above_zero(Vec<T> v) {
+    return !(v.r <= 0);
+}
+template <class T>
+bool not_zero(Vec<T> v) {
+    return v.r != 0;
+}
+template <class T>
+Vec<T> select(bool mask, Vec<T> a, Vec<T> b) {
+    return mask ? a : b;
+}
+inline unsigned bits_of(bool mask) { return mask; }
 
 inline void finish_streams() noexcept {}
 
