@@ -1,7 +1,7 @@
 """Batch norm as its definition says, in two passes of NumPy: what the library is compared with.
 
-float32 data, and float16 and bfloat16, is computed in float64, float64 data in longdouble. A result comes as a Value: the number, and how far
-from it the library's rounding may end, term by term from the arithmetic that DESIGN describes:
+float32 data, and float16 and bfloat16, is computed in float64, float64 data in longdouble. A result comes as a Value:
+the number, and how far from it the library's rounding may end, term by term from the arithmetic that DESIGN describes:
 
 - u, half an ulp of the arithmetic's type (the data's; float32 for 16 bits), for each rounding of a term: of a
   difference, a coefficient, a product, a sum.

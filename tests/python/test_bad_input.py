@@ -85,6 +85,7 @@ def test_the_good_arguments_are_good():
 # ------------------------------------------------------------------------------------------------ wrong everywhere
 
 f32, bf16 = np.float32, ml_dtypes.bfloat16
+EXPECTED = "expected float32, float64, float16 or bfloat16"
 NOT_FLOAT = {
     "int64": np.zeros(SHAPE, np.int64),
     "int8": np.zeros(SHAPE, np.int8),
@@ -108,13 +109,13 @@ NO_ARRAY = {"list": np.zeros(SHAPE).tolist(), "number": 1.5, "numpy number": f32
 # argument: name: (value, exception, message); for every function that takes the argument
 BAD = {
     "x": {
-        **{k: (v, TypeError, "x has dtype .*expected float32, float64, float16 or bfloat16.*astype") for k, v in NOT_FLOAT.items()},
+        **{k: (v, TypeError, f"x has dtype .*{EXPECTED}.*astype") for k, v in NOT_FLOAT.items()},
         **{k: (v, TypeError, "x is .*expected a NumPy array.*asarray") for k, v in NO_ARRAY.items()},
         "masked": (np.ma.zeros(SHAPE, f32), TypeError, "x is a masked array"),
         "rank 9": (np.zeros((1,) * 9, f32), ValueError, "x has 9 axes, expected at most 8"),
     },
     "dy": {
-        **{k: (v, TypeError, "dy has dtype .*expected float32, float64, float16 or bfloat16.*astype") for k, v in NOT_FLOAT.items()},
+        **{k: (v, TypeError, f"dy has dtype .*{EXPECTED}.*astype") for k, v in NOT_FLOAT.items()},
         **{k: (v, TypeError, "dy is .*expected a NumPy array.*asarray") for k, v in NO_ARRAY.items()},
         "masked": (np.ma.zeros(SHAPE, f32), TypeError, "dy is a masked array"),
         "another type": (np.zeros(SHAPE), TypeError, "dy is float64, expected x's type float32"),

@@ -330,3 +330,32 @@ def test_ml_dtypes_is_not_imported():
     ).stdout.splitlines()
     assert "expected float32, float64, float16 or bfloat16" in lines[0]
     assert lines[1] == "False"
+
+
+# ---------------------------------------------------------------------------------------------------------- epilogues
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_activation_residual_and_weights(layout, dtype):
+    """As in float32, within what rounding y and dx to 16 bits may add, also with a run that is not finite."""
+    x, axis = normal(layout, 1, 2, dtype)
+    dy, residual = random_like(x, 5), random_like(x, 6)
+    gamma, beta = (p.astype(np.float32) for p in random_params(x, axis))
+    shape = [1 if a in reference.kept_axes(x, axis) else n for a, n in enumerate(x.shape)]
+    weights = np.random.default_rng(8).integers(0, 3, shape).astype(np.float32)
+    wide_x, wide_dy, wide_residual = (a.astype(np.float32) for a in (x, dy, residual))
+    for activation, weighting in ((None, weights), ("relu", None), ("leaky_relu", weights)):
+        options = {"axis": axis, "activation": activation, "weights": weighting}
+        y, saved = bn.batch_norm(x, gamma, beta, residual=residual, **options)
+        want, want_saved = bn.batch_norm(wide_x, gamma, beta, residual=wide_residual, **options)
+        step = float(finfo(dtype).eps)
+        assert np.allclose(saved.mean, want_saved.mean, rtol=1e-7, atol=2e-7)
+        assert np.allclose(saved.inv_std, want_saved.inv_std, rtol=1e-6)
+        assert np.allclose(y.astype(np.float32), want, rtol=step, atol=1e-5)
+        grads = bn.batch_norm_backward(dy, x, saved, gamma, need_dresidual=True)
+        want = bn.batch_norm_backward(wide_dy, wide_x, want_saved, gamma, need_dresidual=True)
+        assert grads.dx.dtype == grads.dresidual.dtype == dtype
+        near = np.abs(grads.dx.astype(np.float32) - want.dx) <= step * np.abs(want.dx) + 1e-5
+        assert np.mean(near) > 0.999  # a sum of about 0 may round to the other side of an activation
+        assert np.allclose(grads.dgamma, want.dgamma, rtol=1e-3, atol=1e-2)

@@ -86,6 +86,7 @@ def test_layer_of_halves(dtype):
     assert y.dtype == layer.backward(dy.to(dtype)).dtype == dtype
     assert layer.dgamma.dtype == np.float32
 
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("shape", "last"), CASES)
 def test_inference(shape, last, dtype):
