@@ -24,7 +24,7 @@ template <Flavour flavour, class R, class Args, class T, class... Left>
 [[gnu::always_inline]] inline void add_gradients(const Args& args, const GradientRow<T>& row, Vec<R> mean,
                                                  TwoSums<R>& sums, int64_t i, Left... left) {
     Vec<R> dy = summand<R>(row.dy + i, left...), x = summand<R>(row.x + i, left...);
-    if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, left...);
+    if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, i, left...);
     Vec<R> difference = x - mean;
     if (flavour == Flavour::full && args.zeros_count_nothing)
         difference = select(not_zero(dy), difference, Vec<R>::all(0));
