@@ -79,6 +79,7 @@ struct InputGradOf {
                 span.mask_stride,
                 span.data[role_weights],
                 span.stride[role_weights],
+                stages.box.operand[role_weights].uniform,
                 span.data[role_v],
                 span.stride[role_v],
                 at[6],

@@ -23,7 +23,7 @@ WorkerMemory Memory::take_worker(Arena& arena, const Box& box) noexcept {
     WorkerMemory worker;
     for (int r = 0; r < roles; ++r) {
         const Operand& operand = box.operand[r];
-        const bool in_place = operand.direct && (box.fold() == 1 || operand.gapless);
+        const bool in_place = operand.in_place() && (box.fold() == 1 || operand.gapless);
         worker.tiles[r] = operand.data && !in_place ? arena.take<char>(tile_bytes) : nullptr;
     }
     worker.lists = arena.take<RowLists>(by_lane);

@@ -97,6 +97,7 @@ struct WeightedMomentSums {
                 span.stride[role_x],
                 span.data[role_weights],
                 span.stride[role_weights],
+                stages.box.operand[role_weights].uniform,
                 span.rows,
                 span.n,
                 to.around,
@@ -107,8 +108,9 @@ struct WeightedMomentSums {
     void add(const kernels::RowWeightedMomentsArgs& args) const noexcept { stages.kernels.row_weighted_moments(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
         const char* from = static_cast<const char*>(around) + batch.first * item_size(arithmetic(stages.box.dtype));
-        stages.kernels.lane_weighted_moments(
-            {batch.at[role_x], batch.at[role_weights], batch.rows, batch.n, from, to[2], to[0], to[1]});
+        stages.kernels.lane_weighted_moments({batch.at[role_x], batch.at[role_weights],
+                                              stages.box.operand[role_weights].uniform, batch.rows, batch.n,
+                                              batch.listed, from, to[2], to[0], to[1]});
     }
     void finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept;
     bool recentre(void*, Range, int64_t, int64_t, const Sums&) const noexcept { return false; }

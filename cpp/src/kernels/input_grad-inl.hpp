@@ -63,7 +63,7 @@ class InputGradient {
             if constexpr (flavour != Flavour::full) return;
             if (args.y) y = row_at<T>(args.y, args.y_stride, row) + begin;
             if (args.v) v = row_at<T>(args.v, args.v_stride, row) + begin;
-            if (args.weights) weights = row_at<A>(args.weights, args.weights_stride, row) + begin;
+            if (args.weights) weights = row_at<A>(args.weights, args.weights_stride, row) + (args.uniform ? 0 : begin);
             if (args.mask) mask = args.mask + args.mask_stride * row;
             if (!args.dresidual) return;
             // Vectors are aligned for dx, and for another row only if that lies alike.
@@ -83,7 +83,7 @@ class InputGradient {
         template <class... Left>
         void weigh(Vec<A>& dy_hi, Vec<A>& rest, int64_t i, Left... left) const {
             if (flavour != Flavour::full || !weights) return;
-            const Vec<A> w = load(weights + i, left...);
+            const Vec<A> w = args.uniform ? Vec<A>::all(*weights) : load(weights + i, left...);
             dy_hi = w * dy_hi;
             rest = select(not_zero(w), w * rest, Vec<A>::all(0));
         }
