@@ -168,7 +168,8 @@ void WeightedMomentSums::finish(const void* around, int64_t step, int64_t channe
         if (sums[2][c] == 0) sums[0][c] = sums[1][c] = 0;
 }
 
-const void* GradientSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
+template <Role u, Role z>
+const void* ProductSums<u, z>::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
     if (fold == 1 && stages.box.plane == 1) return around(channels.begin);
     return expand<double>(channels, stages.box.plane, fold, memory, [&](int64_t c) { return around(c); });
 }
@@ -186,5 +187,7 @@ void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int work
 template void reduce<MomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void reduce<WeightedMomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void reduce<GradientSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void reduce<DirectionSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void reduce<MixedSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 
 }  // namespace batchnorm

@@ -7,39 +7,23 @@
 
 #include "arrays.hpp"
 #include "buffers.hpp"
+#include "calls.hpp"
+#include "higher_order.hpp"
 #include "outputs.hpp"
 #include "saved.hpp"
 
 using batchnorm::Axes;
 using batchnorm::Options;
-using batchnorm::Status;
 
 namespace {
 
 namespace core = batchnorm::core;
-
-// Runs a call of the library without the GIL, and raises what it reports.
-template <class Call>
-void compute(const Call& call) {
-    Status status;
-    {
-        const nb::gil_scoped_release release;
-        status = call();
-    }
-    check(status);
-}
 
 Options options(nb::handle threads, nb::handle eps = {}) {
     Options options;
     options.threads = parse_threads(threads);
     if (eps.is_valid()) options.eps = parse_number("eps", eps);
     return options;
-}
-
-const Saved& as_saved(nb::handle object) {
-    if (!nb::isinstance<Saved>(object))
-        raise(PyExc_TypeError, "saved is %s, expected bn.Saved", nb::type_name(object.type()).c_str());
-    return nb::cast<const Saved&>(object);
 }
 
 // M, the number of values behind each statistic of this shape; 0 where there are none.
@@ -209,6 +193,8 @@ NB_MODULE(_core, m) {
     m.def("grad_sums", &grad_sums, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "threads"_a.none());
     m.def("input_grad", &input_grad, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "count"_a.none(), "sum_dy"_a.none(),
           "sum_dy_xmu"_a.none(), "gamma"_a.none(), "out"_a.none(), "threads"_a.none());
+
+    bind_higher_order(m);
 
     m.def("clear_cache", &buffers::clear, nb::call_guard<nb::gil_scoped_release>());
     m.def("version", &batchnorm::version);

@@ -26,8 +26,8 @@
 //     mean = sum(w * x) / W    var = sum(w * (x - mean)^2) / W
 //     dx   = gamma * inv_std * (dy - w * dbeta / W - w * xhat * dgamma / W)
 //
-// An element of weight 0 is left out of the statistics, whatever it is (NaN too); y is written there all the same, and dy
-// there counts. Where W is 0, mean and var are 0.
+// An element of weight 0 is left out of the statistics, whatever it is (NaN too); y is written there all the same, and
+// dy there counts. Where W is 0, mean and var are 0.
 //
 // group_size cuts axis 0 into groups of so many samples, each with statistics of its own (Hoffer, Hubara and Soudry,
 // 2017, arXiv:1705.08741); the last one may be shorter.
@@ -215,12 +215,13 @@ struct Options {
     Workspace workspace{};
     Activation activation = Activation::none;
     double negative_slope = 0.01;
-    std::int64_t group_size = 0;           // 0: the whole batch is one group
-    const View* weights = nullptr;         // of x's shape without the kept axes, or of x's rank and broadcast; float, or
-                                           // double for double data
-    const View* residual = nullptr;        // like x
-    const MutView* dresidual = nullptr;    // like x: the residual's gradient
-    const View* activation_output = nullptr;  // like x: forward's output, whose sign tells what the activation let through
+    std::int64_t group_size = 0;         // 0: the whole batch is one group
+    const View* weights = nullptr;       // of x's shape without the kept axes, or of x's rank and broadcast; float, or
+                                         // double for double data
+    const View* residual = nullptr;      // like x
+    const MutView* dresidual = nullptr;  // like x: the residual's gradient
+    const View* activation_output =
+        nullptr;  // like x: forward's output, whose sign tells what the activation let through
 };
 
 // ------------------------------------------------------------------------------------------------------- functions
@@ -236,6 +237,8 @@ enum class Op : std::uint8_t {
     grad_sums,
     input_grad,
     batch_norm_backward_from_output,
+    batch_norm_jvp,
+    batch_norm_double_backward,
 };
 
 namespace core {
@@ -247,8 +250,8 @@ BATCHNORM_API Status workspace_bytes(Op op, const View& x, const Axes& axes, con
 // The bytes of the mask of an activation, for tensors of x's shape and strides.
 BATCHNORM_API Status mask_bytes(const View& x, const Axes& axes, const Options& options, std::size_t& bytes) noexcept;
 
-// Training forward. out may be x itself. Needs M >= 2; an empty x gives an empty out. Takes activation, residual, weights
-// and group_size.
+// Training forward. out may be x itself. Needs M >= 2; an empty x gives an empty out. Takes activation, residual,
+// weights and group_size.
 BATCHNORM_API Status batch_norm(const View& x, const Axes& axes, const Param& gamma, const Param& beta,
                                 const MutView& out, const MutStats& saved, const Options& options = {}) noexcept;
 
@@ -270,8 +273,8 @@ BATCHNORM_API Status batch_norm_inference_backward(const View& dy, const View& x
                                                    const MutParam& dgamma, const MutParam& dbeta,
                                                    const Options& options = {}) noexcept;
 
-// Training forward, y in the place of x, for batch_norm_backward_from_output: what that cannot go back through is refused
-// before x is overwritten.
+// Training forward, y in the place of x, for batch_norm_backward_from_output: what that cannot go back through is
+// refused before x is overwritten.
 BATCHNORM_API Status batch_norm_inplace(const MutView& x, const Axes& axes, const Param& gamma, const Param& beta,
                                         const MutStats& saved, const Options& options = {}) noexcept;
 
@@ -282,6 +285,34 @@ BATCHNORM_API Status batch_norm_backward_from_output(const View& dy, const View&
                                                      const Stats& saved, const Param& gamma, const Param& beta,
                                                      const MutView& dx, const MutParam& dgamma, const MutParam& dbeta,
                                                      const Options& options = {}) noexcept;
+
+// Forward-mode derivative of batch_norm: how y changes as x, gamma and beta go in the direction (tx, tgamma, tbeta).
+// With xhat = (x - mean) * inv_std,
+//
+//     ty = gamma * inv_std * (tx - mean(tx) - xhat * mean(tx * xhat)) + tgamma * xhat + tbeta
+//
+// An absent tgamma or tbeta is 0. out may be tx or x itself. saved is what batch_norm(x) left. Takes group_size.
+BATCHNORM_API Status batch_norm_jvp(const View& tx, const View& x, const Axes& axes, const Stats& saved,
+                                    const Param& gamma, const Param& tgamma, const Param& tbeta, const MutView& out,
+                                    const Options& options = {}) noexcept;
+
+// Gradients of batch_norm_backward, which took dy, x and gamma to dx, dgamma and dbeta: those, with respect to dy, x
+// and gamma, of a loss whose gradients with respect to dx, dgamma and dbeta are ddx, ddgamma and ddbeta. With the means
+// over each statistic's values p = mean(ddx * xhat), q = mean(dy * xhat), k = mean((ddx - mean(ddx)) * dy) - p * q, and
+// M of them,
+//
+//     ddy     = gamma * inv_std * (ddx - mean(ddx) - xhat * p) + ddgamma * xhat + ddbeta
+//     dx      = gamma * inv_std^2 * (xhat * (2 * p * q - k) - q * (ddx - mean(ddx)) - p * (dy - mean(dy)))
+//               + ddgamma * inv_std * (dy - mean(dy) - xhat * q)
+//     dgamma  = M * inv_std * k
+//
+// ddy is batch_norm_jvp's ty of (ddx, ddgamma, ddbeta), to the bit. An absent ddgamma or ddbeta is 0; dgamma is written
+// unless absent. Each of ddy and dx may be one of ddx, dy and x themselves; both of them, if dx is dy. Takes
+// group_size.
+BATCHNORM_API Status batch_norm_double_backward(const View& ddx, const View& dy, const View& x, const Axes& axes,
+                                                const Stats& saved, const Param& gamma, const Param& ddgamma,
+                                                const Param& ddbeta, const MutView& ddy, const MutView& dx,
+                                                const MutParam& dgamma, const Options& options = {}) noexcept;
 
 // The two halves of batch_norm, for statistics that come from more than one tensor. Fused and split calls on the
 // same tensor give the same bits. moments takes weights and group_size, normalize activation, residual and group_size.
