@@ -1,8 +1,8 @@
 """Derivatives beyond the gradients: of `batch_norm` in a direction, and of `batch_norm_backward`.
 
-With them gradients of gradients (gradient penalties, meta-learning), products with Jacobians and Hessians, and rules for
-systems of automatic differentiation. Arguments are as in `batchnorm.functional`. x has statistics of its own, those of
-`saved`: neither an activation nor weights are taken.
+For gradients of gradients (gradient penalties, meta-learning), products with Jacobians and Hessians, and rules of
+automatic differentiation. Arguments are as in `batchnorm.functional`. The statistics are x's own, as `batch_norm` saved
+them: neither an activation nor weights are taken.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def batch_norm_jvp(
 
         ty = gamma * inv_std * (tx - mean(tx) - xhat * mean(tx * xhat)) + tgamma * xhat + tbeta
 
-    None for tgamma or tbeta is 0. The mean of tx is taken off before anything is rounded, so that a large common part of
-    it costs no accuracy. ``out`` may be tx or x itself.
+    None for tgamma or tbeta is 0. The mean of tx is taken off before anything is rounded: a large common part of it
+    costs no accuracy. ``out`` may be tx or x itself.
     """
     ty: Array = _core.batch_norm_jvp(tx, x, saved, gamma, tgamma, tbeta, out, threads)
     return ty
@@ -84,9 +84,9 @@ def batch_norm_double_backward(
     ``out`` is a tuple (ddy, dx), either of which may be None. Each may be exactly one of ddx, dy and x; both, if dx is
     dy: of the two one is written first, and the other still needs its inputs then.
 
-    Sums are float64 and the means are taken off before anything is rounded. What is left is the rounding of the terms
-    of dx, each a few times: where these cancel, as for a ddx that is almost dy, dx is as accurate as the largest of them.
+    Sums are float64, and the means of x, dy and ddx are taken off before anything is rounded. What is left is the
+    rounding of the terms of dx, each a few times: where they cancel, dx is as accurate as the largest of them. For
+    float32 data the terms' factors, of the size of gamma * inv_std**2 * dy, are float32 too: they underflow where x is
+    of the order of 1e20.
     """
-    return DoubleGrads(
-        *_core.batch_norm_double_backward(ddx, dy, x, saved, gamma, ddgamma, ddbeta, out, threads),
-    )
+    return DoubleGrads(*_core.batch_norm_double_backward(ddx, dy, x, saved, gamma, ddgamma, ddbeta, out, threads))
