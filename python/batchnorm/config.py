@@ -25,8 +25,11 @@ def clear_cache() -> None:
     """Give the memory that is kept for coming results back to the system.
 
     Results of 2 MB and more that no ``out`` was given for lie in memory of this library. When such an array and all its
-    views are gone, its memory is kept for the next result of that size: one of each size, the last 16 sizes used. They
-    are arrays like others, but that a tensor among them cannot grow (`torch.Tensor.resize_`).
+    views are gone, its memory is kept for the next result of that size: one of each size, the last 16 sizes used. More
+    of a size are used again too, but the system may take their pages whenever it needs memory (until then top counts
+    them as the process'; /proc/PID/smaps_rollup says LazyFree), and they go when 1024 times a result was made or went
+    without their being used. The results are arrays like others, but that a tensor among them cannot grow
+    (`torch.Tensor.resize_`).
     """
     _core.clear_cache()
 

@@ -13,6 +13,26 @@ axis
     The axis, or tuple of axes, that keeps its own statistics; they run over all the others. ``()`` keeps none.
 eps
     Added to the variance under the root; positive.
+activation, negative_slope
+    None, "relu" or "leaky_relu", which is v where v > 0 and negative_slope * v elsewhere. It comes last, after the
+    residual. Backward takes what it let through from a mask of one bit for each element in `Saved`, and so needs
+    neither y nor what went into it; x must then be the array that forward had, or one with its shape and strides.
+residual
+    An array like x that is added before the activation. Backward writes its gradient too with ``need_dresidual=True``.
+weights
+    Real numbers >= 0, or bools as a mask, of x's shape without the kept axes, or of x's rank and broadcast to x. With
+    W = sum(w) in the place of M::
+
+        mean = sum(w * x) / W      var = sum(w * (x - mean)^2) / W
+        dx = gamma * inv_std * (dy - w * dbeta / W - w * xhat * dgamma / W)
+
+    An element of weight 0 is left out of the statistics by selection, whatever it is (NaN in the padding does no harm);
+    y is written there all the same, and dy there counts (NaN in x too, unless dy is 0). Where W is 0, mean and var are
+    0 and y is beta + x * gamma / sqrt(eps).
+group_size
+    Cuts axis 0 into groups of so many samples, the last one may be shorter, each with statistics of its own: ghost
+    batch norm (Hoffer, Hubara and Soudry, 2017, arXiv:1705.08741). Statistics then have the groups as a leading axis;
+    gamma and beta are the same for all, and dgamma and dbeta the sums over them.
 threads
     None uses as many as the work is worth, at most get_num_threads(); an int exactly as many. The results have the
     same bits for every number.
@@ -26,7 +46,7 @@ ICML 2015, arXiv:1502.03167.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from . import _core
 from ._core import Saved
@@ -34,6 +54,7 @@ from .statistics import Grads, GradSums, Moments
 
 Array = TypeVar("Array")
 Axis = int | tuple[int, ...]
+Activation = Literal["relu", "leaky_relu"] | None
 
 
 def batch_norm(
@@ -43,6 +64,11 @@ def batch_norm(
     *,
     axis: Axis = 1,
     eps: float = 1e-5,
+    group_size: int | None = None,
+    weights: Any = None,
+    activation: Activation = None,
+    negative_slope: float = 0.01,
+    residual: Array | None = None,
     out: Array | None = None,
     threads: int | None = None,
 ) -> tuple[Array, Saved]:
@@ -51,12 +77,14 @@ def batch_norm(
     With M values behind each statistic::
 
         mean = sum(x) / M      var = sum((x - mean)^2) / M      inv_std = 1 / sqrt(var + eps)
-        y = (x - mean) * inv_std * gamma + beta
+        y = activation((x - mean) * inv_std * gamma + beta + residual)
 
     Returns y and what `batch_norm_backward` needs. The statistics are those of a float64 two-pass computation. M = 1
     is a ValueError, since a variance does not exist; an empty x gives an empty y.
     """
-    return _core.batch_norm(x, gamma, beta, axis, eps, out, threads)
+    return _core.batch_norm(
+        x, gamma, beta, axis, eps, group_size, weights, activation, negative_slope, residual, out, threads
+    )
 
 
 def batch_norm_backward(
@@ -65,7 +93,8 @@ def batch_norm_backward(
     saved: Saved,
     gamma: Any = None,
     *,
-    out: Array | None = None,
+    need_dresidual: bool = False,
+    out: Array | tuple[Array, Array] | None = None,
     threads: int | None = None,
 ) -> Grads:
     """Gradients of `batch_norm`, from dy = dL/dy and what forward saved.
@@ -75,9 +104,10 @@ def batch_norm_backward(
         dbeta = sum(dy)      dgamma = sum(dy * xhat)
         dx = gamma * inv_std * (dy - dbeta / M - xhat * dgamma / M)
 
-    dgamma and dbeta are computed always, also where gamma is None. ``out`` gets dx and may be dy itself.
+    where dy is first taken through the activation, which is also the residual's gradient. dgamma and dbeta are computed
+    always, also where gamma is None. ``out`` gets dx and may be dy itself, or is a pair that gets dx and dresidual.
     """
-    return Grads(*_core.batch_norm_backward(dy, x, saved, gamma, out, threads))
+    return Grads(*_core.batch_norm_backward(dy, x, saved, gamma, need_dresidual, out, threads))
 
 
 def batch_norm_inference(
@@ -89,14 +119,19 @@ def batch_norm_inference(
     *,
     axis: Axis = 1,
     eps: float = 1e-5,
+    activation: Activation = None,
+    negative_slope: float = 0.01,
+    residual: Array | None = None,
     out: Array | None = None,
     threads: int | None = None,
 ) -> Array:
-    """Normalize x by given statistics: ``y = (x - mean) / sqrt(var + eps) * gamma + beta``.
+    """Normalize x by given statistics.
 
-    A negative var is a ValueError.
+    ``y = activation((x - mean) / sqrt(var + eps) * gamma + beta + residual)``. A negative var is a ValueError.
     """
-    y: Array = _core.batch_norm_inference(x, mean, var, gamma, beta, axis, eps, out, threads)
+    y: Array = _core.batch_norm_inference(
+        x, mean, var, gamma, beta, axis, eps, activation, negative_slope, residual, out, threads
+    )
     return y
 
 
@@ -107,9 +142,13 @@ def batch_norm_inference_backward(
     var: Any,
     gamma: Any = None,
     *,
+    y: Array | None = None,
     axis: Axis = 1,
     eps: float = 1e-5,
-    out: Array | None = None,
+    activation: Activation = None,
+    negative_slope: float = 0.01,
+    need_dresidual: bool = False,
+    out: Array | tuple[Array, Array] | None = None,
     threads: int | None = None,
 ) -> Grads:
     """Gradients of `batch_norm_inference`, in which mean and var are constants.
@@ -117,16 +156,73 @@ def batch_norm_inference_backward(
     With inv_std = 1 / sqrt(var + eps)::
 
         dx = gamma * inv_std * dy      dgamma = sum(dy * (x - mean)) * inv_std      dbeta = sum(dy)
+
+    where dy is first taken through the activation: y, forward's output, is required with one, since its sign tells what
+    was let through; negative_slope must then not be negative.
     """
-    return Grads(*_core.batch_norm_inference_backward(dy, x, mean, var, gamma, axis, eps, out, threads))
+    return Grads(
+        *_core.batch_norm_inference_backward(
+            dy, x, mean, var, gamma, y, axis, eps, activation, negative_slope, need_dresidual, out, threads
+        )
+    )
 
 
-def moments(x: Any, *, axis: Axis = 1, threads: int | None = None) -> Moments:
+def batch_norm_inplace(
+    x: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    axis: Axis = 1,
+    eps: float = 1e-5,
+    group_size: int | None = None,
+    weights: Any = None,
+    activation: Activation = None,
+    negative_slope: float = 0.01,
+    threads: int | None = None,
+) -> Saved:
+    """`batch_norm` with y in the place of x, for `batch_norm_backward_from_output`, which finds x again from y.
+
+    A training step then holds one activation tensor, not two or three. activation may be None or leaky_relu with a
+    positive slope; a gamma of 0 (or so small that 1 / gamma overflows) is a ValueError, before x is overwritten: use
+    `batch_norm` there.
+
+    S. Rota Bulo, L. Porzi and P. Kontschieder, "In-Place Activated BatchNorm for Memory-Optimized Training of DNNs",
+    CVPR 2018, arXiv:1712.02616. Unlike there, gamma is taken as it is, with its sign.
+    """
+    return _core.batch_norm_inplace(x, gamma, beta, axis, eps, group_size, weights, activation, negative_slope, threads)
+
+
+def batch_norm_backward_from_output(
+    dy: Array,
+    y: Array,
+    saved: Saved,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    out: Array | None = None,
+    threads: int | None = None,
+) -> Grads:
+    """Gradients of `batch_norm_inplace` (or of `batch_norm`, with settings that it takes), from its output y.
+
+    With z = y before the activation, which is y where y > 0 and y / negative_slope elsewhere::
+
+        xhat = (z - beta) / gamma
+
+    and then as in `batch_norm_backward`. gamma and beta must be those of forward. The error of xhat is about
+    eps * (1 + abs(beta / gamma)), eps being the rounding of y's type. ``out`` gets dx and may be dy or y itself.
+    """
+    return Grads(*_core.batch_norm_backward_from_output(dy, y, saved, gamma, beta, out, threads))
+
+
+def moments(
+    x: Any, *, axis: Axis = 1, group_size: int | None = None, weights: Any = None, threads: int | None = None
+) -> Moments:
     """Mean, m2 = sum((x - mean)^2) and count of x: the first half of `batch_norm`.
 
-    Moments of several arrays add up to those of all of them: see `Moments`.
+    With weights, m2 = sum(w * (x - mean)^2) and count = sum(w). Moments of several arrays add up to those of all of
+    them: see `Moments`.
     """
-    return Moments(*_core.moments(x, axis, threads))
+    return Moments(*_core.moments(x, axis, group_size, weights, threads))
 
 
 def normalize(
@@ -137,16 +233,38 @@ def normalize(
     *,
     axis: Axis = 1,
     eps: float = 1e-5,
+    group_size: int | None = None,
+    weights: Any = None,
+    activation: Activation = None,
+    negative_slope: float = 0.01,
+    residual: Array | None = None,
     out: Array | None = None,
     threads: int | None = None,
 ) -> tuple[Array, Saved]:
     """Normalize x by moments, its own or those of a larger batch: the second half of `batch_norm`.
 
-    ``normalize(x, moments(x))`` gives the same bits as ``batch_norm(x)``.
+    ``normalize(x, moments(x))`` gives the same bits as ``batch_norm(x)``. weights and group_size are those that the
+    moments had; weights only go into what is saved for backward.
     """
     if not isinstance(moments, Moments):
         raise TypeError(f"moments is {type(moments).__name__}, expected bn.Moments")
-    return _core.normalize(x, moments.mean, moments.m2, moments.count, gamma, beta, axis, eps, out, threads)
+    return _core.normalize(
+        x,
+        moments.mean,
+        moments.m2,
+        moments.count,
+        gamma,
+        beta,
+        axis,
+        eps,
+        group_size,
+        weights,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        threads,
+    )
 
 
 def grad_sums(dy: Array, x: Array, saved: Saved, *, threads: int | None = None) -> GradSums:
@@ -164,7 +282,8 @@ def input_grad(
     sums: GradSums,
     gamma: Any = None,
     *,
-    out: Array | None = None,
+    need_dresidual: bool = False,
+    out: Array | tuple[Array, Array] | None = None,
     threads: int | None = None,
 ) -> Grads:
     """Gradients from sums, x's own or those of a larger batch: the second half of `batch_norm_backward`.
@@ -174,4 +293,6 @@ def input_grad(
     """
     if not isinstance(sums, GradSums):
         raise TypeError(f"sums is {type(sums).__name__}, expected bn.GradSums")
-    return Grads(*_core.input_grad(dy, x, saved, sums.count, sums.sum_dy, sums.sum_dy_xmu, gamma, out, threads))
+    return Grads(
+        *_core.input_grad(dy, x, saved, sums.count, sums.sum_dy, sums.sum_dy_xmu, gamma, need_dresidual, out, threads)
+    )

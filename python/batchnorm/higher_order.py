@@ -2,7 +2,8 @@
 
 For gradients of gradients (gradient penalties, meta-learning), products with Jacobians and Hessians, and rules of
 automatic differentiation. Arguments are as in `batchnorm.functional`. The statistics are x's own, as `batch_norm` saved
-them: neither an activation nor weights are taken.
+them, of the whole batch or with group_size. A `saved` with an activation or weights is a ValueError; a residual's
+derivatives are the caller's, who adds them.
 """
 
 from __future__ import annotations

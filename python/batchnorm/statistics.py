@@ -11,13 +11,17 @@ class Grads(NamedTuple):
     """What backward returns.
 
     dx has x's shape, dtype and memory order; dgamma and dbeta have the kept axes' shape and gamma's dtype (float32,
-    or float64 for float64 data, if gamma has none). dresidual is None: these functions have no residual.
+    or float64 for float64 data, if gamma has none). dresidual is like dx; None unless it was asked for.
     """
 
     dx: Any
     dgamma: Any
     dbeta: Any
     dresidual: Any = None
+
+
+def _is_zero(count: Any) -> bool:
+    return isinstance(count, float | int) and count == 0
 
 
 def _same_shape(a: Any, b: Any) -> None:
@@ -27,26 +31,27 @@ def _same_shape(a: Any, b: Any) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean, m2 = sum((x - mean)^2) and count of each statistic, float64, of the kept axes' shape; count is a number.
+    """Mean, m2 = sum((x - mean)^2) and count of each statistic, float64, of the kept axes' shape.
 
-    ``m1 + m2``, ``sum([...])`` and ``Moments.merge([...])`` give the moments of all the values together (Chan, Golub
-    and LeVeque, 1979), in the order given.
+    count is a number, or an array of that shape where there are weights (their sums) or groups. ``m1 + m2``,
+    ``sum([...])`` and ``Moments.merge([...])`` give the moments of all the values together (Chan, Golub and LeVeque,
+    1979), in the order given.
     """
 
     mean: Any
     m2: Any
-    count: float
+    count: Any
 
     def __add__(self, other: Moments) -> Moments:
         if not isinstance(other, Moments):
             return NotImplemented
         _same_shape(self.mean, other.mean)
-        if other.count == 0:
+        if _is_zero(other.count):
             return self
-        if self.count == 0:
+        if _is_zero(self.count):
             return other
         count = self.count + other.count
-        share = other.count / count
+        share = other.count / (count + (count == 0))  # where there is nothing behind either: 0 / 1
         delta = other.mean - self.mean
         return Moments(self.mean + delta * share, self.m2 + other.m2 + delta * delta * (self.count * share), count)
 
@@ -62,10 +67,18 @@ class Moments:
         return merged
 
     def var(self, correction: float = 0) -> Any:
-        """m2 / (count - correction): the biased variance, or with correction=1 the unbiased one."""
-        if not self.count > correction:
+        """m2 / (count - correction): the biased variance, or with correction=1 the unbiased one.
+
+        Where there are counts for each statistic, one of 0 has the variance 0.
+        """
+        if isinstance(self.count, float | int):
+            enough, nothing = self.count > correction, False
+        else:
+            nothing = (self.count == 0) & (correction == 0)
+            enough = bool(((self.count > correction) | nothing).all())
+        if not enough:
             raise ValueError(f"var with correction {correction} needs a larger count than {self.count}")
-        return self.m2 / (self.count - correction)
+        return self.m2 / (self.count - correction + nothing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +89,7 @@ class GradSums:
     around the same mean.
     """
 
-    count: float
+    count: Any
     sum_dy: Any
     sum_dy_xmu: Any
 

@@ -273,6 +273,36 @@ Array Array::param(const char* argument, nb::handle object, Kind kind) {
     return array;
 }
 
+Array Array::weights(nb::handle object, const Array& x) {
+    Array array;
+    const NumPy& np = NumPy::get();
+    const bool is_double = x.view_.dtype == DType::f64;
+    const Kind own = kind_of(object);
+    if (own != Kind::none && own != x.kind_) array.import("weights", object, x.kind_, false);  // says what is wrong
+    if (own != Kind::none && is_masked(object))
+        raise(PyExc_TypeError, "weights is a masked array, expected a plain one");
+    nb::object converted;
+    if (own == Kind::torch) {
+        const Torch& torch = *Torch::get();
+        if (nb::cast<bool>(object.attr("is_complex")()))
+            raise(PyExc_TypeError, "weights is complex, expected real numbers or bools");
+        converted = object.attr("to")(is_double ? torch.float64 : torch.float32);
+    } else {
+        try {
+            converted = np.asarray(object);
+        } catch (nb::python_error&) {
+            raise(PyExc_TypeError, "weights is %s, expected an array of numbers or bools", type_text(object).c_str());
+        }
+        const std::string kind = text(converted.attr("dtype").attr("kind"));
+        if (kind != "b" && kind != "i" && kind != "u" && !is_float(converted.attr("dtype"), Kind::numpy))
+            raise(PyExc_TypeError, "weights has dtype %s, expected real numbers or bools",
+                  text(converted.attr("dtype")).c_str());
+        converted = np.asarray(converted, is_double ? np.float64_dtype : np.float32_dtype);
+    }
+    array.import("weights", converted, own == Kind::torch ? Kind::torch : Kind::numpy, false);
+    return array;
+}
+
 Array Array::fresh(const std::vector<std::int64_t>& shape, DType dtype, Kind kind) {
     Array array;
     array.import("array", numpy_empty(shape, dtype), Kind::numpy, true);
@@ -352,6 +382,12 @@ std::vector<std::int64_t> kept_shape(const batchnorm::View& x, const batchnorm::
     for (int d = 0; d < x.rank; ++d)
         if (kept[d]) shape.push_back(x.shape[d]);
     return shape;
+}
+
+std::vector<std::int64_t> memory_layout(const batchnorm::View& x) {
+    std::vector<std::int64_t> layout(x.shape, x.shape + x.rank);
+    for (int d = 0; d < x.rank; ++d) layout.push_back(x.shape[d] > 1 ? x.stride[d] : 0);
+    return layout;
 }
 
 double parse_number(const char* argument, nb::handle object) {

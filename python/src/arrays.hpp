@@ -27,6 +27,8 @@ class Array {
     static Array output(const char* argument, nb::handle out, const Array& like);
     // gamma, beta, mean, ...: an array of any float type, a sequence or a number; None is absent.
     static Array param(const char* argument, nb::handle object, Kind kind);
+    // weights=: an array of x's kind, or a sequence, of numbers or bools, in the type that the library takes beside x.
+    static Array weights(nb::handle object, const Array& x);
     // A new array for a parameter's gradient: of its type, else float32, or float64 beside float64 data.
     static Array param_grad(const Array& param, const Array& x, const std::vector<std::int64_t>& shape);
     // A new float64 array of x's kind.
@@ -57,6 +59,9 @@ class Array {
     Py_buffer buffer_{};  // of a NumPy array
     nb::object cast_to_;  // the dtype that object() converts to, where it is not float32 or float64
 };
+
+// The shape of x and how its axes lie in memory: tensors that agree in it have the same masks.
+std::vector<std::int64_t> memory_layout(const batchnorm::View& x);
 
 // axis= as the library has it; the shape of the statistics that those axes of x keep.
 batchnorm::Axes parse_axes(nb::handle axis);

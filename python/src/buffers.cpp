@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 
@@ -18,6 +19,9 @@ constexpr std::size_t round_up(std::size_t bytes, std::size_t unit) { return (by
 struct Header {
     void* mapping;
     std::size_t mapped, bytes;
+    void* next;  // in the list of unused buffers that it is in
+    std::uint64_t released;
+    unsigned forks;
 };
 
 Header& header(void* data) { return *reinterpret_cast<Header*>(static_cast<char*>(data) - page); }
@@ -33,7 +37,7 @@ void* map(std::size_t bytes) {
     const std::size_t offset = huge_page - reinterpret_cast<std::uintptr_t>(mapping) % huge_page;
     void* const data = static_cast<char*>(mapping) + offset;
     if (const std::size_t huge = huge_bytes(bytes)) madvise(data, huge, MADV_HUGEPAGE);
-    header(data) = {mapping, mapped, bytes};
+    header(data) = {mapping, mapped, bytes, nullptr, 0, 0};
     return data;
 }
 
@@ -42,74 +46,127 @@ void unmap(void* data) {
     munmap(own.mapping, own.mapped);
 }
 
-// The buffers that nobody uses. It has nothing to destroy: arrays may die after the last of this library's code ran.
-struct Kept {
-    void* data;
+// The unused buffers of one size: one that is kept, so that one result after the other costs nothing, and spare ones,
+// whose pages the kernel may take whenever it needs memory. One that it did not take is written without a page fault.
+struct Unused {
     std::size_t bytes;
+    void *kept, *spare;
     std::uint64_t since;
 };
-Kept kept[16];
-std::uint64_t releases;
+
+// The last sizes released. It has nothing to destroy: arrays may die after the last of this library's code ran.
+Unused sizes[16];
+
+// Counts acquires and releases. A spare buffer that was not taken for as long as a training step of 250 layers leaves.
+std::uint64_t now;
+constexpr std::uint64_t patience = 1024;
+
 std::mutex mutex;
 
-// A fork takes the mutex along as it is, and the child would pay for copies of pages whose content nobody needs.
-[[maybe_unused]] const int watch_forks = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
-                                                        [] {
-                                                            mutex.unlock();
-                                                            clear();
-                                                        });
+// The kernel frees no huge page lazily that another process has too: a buffer that was in use at a fork cannot be
+// spare.
+std::atomic<unsigned> forks;
 
-void* take_kept(std::size_t bytes) {
+// A fork takes the mutex along as it is, and the child would pay for copies of pages whose content nobody needs.
+[[maybe_unused]] const int watch_forks = pthread_atfork(
+    [] {
+        mutex.lock();
+        ++forks;
+    },
+    [] { mutex.unlock(); },
+    [] {
+        mutex.unlock();
+        clear();
+    });
+
+// Lists go through the headers: a release must not need memory.
+void push(void*& list, void* data) {
+    header(data).next = list;
+    list = data;
+}
+
+void* pop(void*& list) {
+    void* const data = list;
+    if (data) list = header(data).next;
+    return data;
+}
+
+void* take(Unused& unused) { return pop(unused.kept ? unused.kept : unused.spare); }
+
+void* take(std::size_t bytes) {
     const std::lock_guard lock(mutex);
-    for (Kept& slot : kept) {
-        if (!slot.data || slot.bytes != bytes) continue;
-        void* const data = slot.data;
-        slot.data = nullptr;
-        return data;
-    }
+    ++now;
+    for (Unused& unused : sizes)
+        if (unused.bytes == bytes) return take(unused);
     return nullptr;
 }
 
-// Keeps it, and returns the one that has to go for it: itself if one of its size is kept, else the one kept longest if
-// all places are taken, else nullptr.
-void* keep(void* data, std::size_t bytes) {
-    const std::lock_guard lock(mutex);
-    Kept* place = kept;
-    for (Kept& slot : kept) {
-        if (slot.data && slot.bytes == bytes) return data;
-        if (place->data && (!slot.data || slot.since < place->since)) place = &slot;
+// The place of a size, if need be instead of the size used longest ago, whose buffers leave.
+Unused& place_of(std::size_t bytes) {
+    Unused* place = sizes;
+    for (Unused& unused : sizes) {
+        if (unused.bytes == bytes) return unused;
+        if (unused.since < place->since) place = &unused;
     }
-    void* const leaves = place->data;
-    *place = {data, bytes, releases++};
-    return leaves;
+    while (void* const data = take(*place)) unmap(data);
+    place->bytes = bytes;
+    return *place;
+}
+
+// Without its header. All of the last huge page: the kernel takes one apart of which only a part is freed.
+bool free_lazily(void* data) {
+#ifdef MADV_FREE
+    return header(data).forks == forks && !madvise(data, round_up(size(data), huge_page), MADV_FREE);
+#else
+    return false;
+#endif
+}
+
+void unmap_old_ones() {
+    for (Unused& unused : sizes)
+        for (void** list = &unused.spare; *list;)
+            if (now - header(*list).released > patience)
+                unmap(pop(*list));
+            else
+                list = &header(*list).next;
 }
 
 }  // namespace
 
 void* acquire(std::size_t bytes) noexcept {
     const std::size_t whole = round_up(bytes, page);
-    if (void* const data = take_kept(whole)) return data;
-    if (void* const data = map(whole)) return data;
-    clear();
-    return map(whole);
+    void* data = take(whole);
+    if (!data) data = map(whole);
+    if (!data) {
+        clear();
+        data = map(whole);
+    }
+    if (data) header(data).forks = forks;
+    return data;
 }
 
 void release(void* data) noexcept {
-    if (void* const leaves = keep(data, size(data))) unmap(leaves);
+    const std::lock_guard lock(mutex);
+    Unused& unused = place_of(size(data));
+    header(data).released = unused.since = ++now;
+    if (!unused.kept)
+        push(unused.kept, data);
+    else if (free_lazily(data))
+        push(unused.spare, data);
+    else
+        unmap(data);
+    unmap_old_ones();
 }
 
 std::size_t size(void* data) noexcept { return header(data).bytes; }
 
 void clear() noexcept {
-    for (Kept& slot : kept) {
-        void* data;
-        {
-            const std::lock_guard lock(mutex);
-            data = slot.data;
-            slot.data = nullptr;
-        }
-        if (data) unmap(data);
-    }
+    const auto next = [](Unused& unused) {
+        const std::lock_guard lock(mutex);
+        return take(unused);
+    };
+    for (Unused& unused : sizes)
+        while (void* const data = next(unused)) unmap(data);
 }
 
 }  // namespace buffers

@@ -1,8 +1,7 @@
-// What the bindings share.
+// How the bindings call the library.
 #pragma once
 
 #include "arrays.hpp"
-#include "saved.hpp"
 
 // Runs a call of the library without the GIL, and raises what it reports.
 template <class Call>
@@ -13,10 +12,4 @@ void compute(const Call& call) {
         status = call();
     }
     check(status);
-}
-
-inline const Saved& as_saved(nb::handle object) {
-    if (!nb::isinstance<Saved>(object))
-        raise(PyExc_TypeError, "saved is %s, expected bn.Saved", nb::type_name(object.type()).c_str());
-    return nb::cast<const Saved&>(object);
 }

@@ -5,6 +5,8 @@
 #include <nanobind/stl/vector.h>
 #include <batchnorm/core.hpp>
 
+#include <optional>
+
 #include "arrays.hpp"
 #include "buffers.hpp"
 #include "calls.hpp"
@@ -19,11 +21,72 @@ namespace {
 
 namespace core = batchnorm::core;
 
-Options options(nb::handle threads, nb::handle eps = {}) {
+// The options of a call, and the arrays that they point to.
+class Extras {
+  public:
     Options options;
-    options.threads = parse_threads(threads);
-    if (eps.is_valid()) options.eps = parse_number("eps", eps);
-    return options;
+
+    explicit Extras(nb::handle threads, nb::handle eps = {}) {
+        options.threads = parse_threads(threads);
+        if (eps.is_valid()) options.eps = parse_number("eps", eps);
+    }
+    // As forward had them.
+    Extras(nb::handle threads, const Saved& saved, const Array& x) : Extras(threads) {
+        options.activation = saved.activation;
+        options.negative_slope = saved.negative_slope;
+        options.group_size = saved.group_size;
+        weigh(saved.weights, x);
+    }
+    Extras(const Extras&) = delete;
+
+    void activate(nb::handle activation, nb::handle negative_slope) {
+        options.activation = parse_activation(activation);
+        options.negative_slope = parse_number("negative_slope", negative_slope);
+    }
+    void weigh(nb::handle weights, const Array& x) {
+        if (weights.is_none()) return;
+        weights_.emplace(Array::weights(weights, x));
+        options.weights = &weights_->view();
+    }
+    void add_residual(nb::handle residual, const Array& x) {
+        if (residual.is_none()) return;
+        residual_.emplace(Array::tensor("residual", residual, x.kind()));
+        options.residual = &residual_->view();
+    }
+    void go_back_by(nb::handle y, const Array& x) {
+        if (y.is_none()) return;
+        y_.emplace(Array::tensor("y", y, x.kind()));
+        options.activation_output = &y_->view();
+    }
+    // out is dx, or dx and dresidual, if the latter is needed.
+    Array output(nb::handle out, nb::handle need_dresidual, const Array& x) {
+        const bool needed = PyObject_IsTrue(need_dresidual.ptr()) == 1, pair = nb::isinstance<nb::tuple>(out);
+        if (pair && (!needed || nb::len(out) != 2))
+            raise(PyExc_TypeError, "out is a tuple of %zu, expected %s", nb::len(out),
+                  needed ? "dx or (dx, dresidual)" : "dx (or need_dresidual=True)");
+        const nb::object first = pair ? nb::object(out[0]) : nb::borrow(out);
+        const nb::object second = pair ? nb::object(out[1]) : nb::none();
+        Array dx = Array::output("out", first, x);
+        if (needed) {
+            dresidual_.emplace(Array::output(pair ? "out" : "dresidual", second, x));
+            dresidual_view_ = dresidual_->mut_view();
+            options.dresidual = &dresidual_view_;
+        }
+        return dx;
+    }
+    nb::object dresidual() const { return dresidual_ ? dresidual_->object() : nb::none(); }
+    nb::object weights() const { return weights_ ? weights_->object() : nb::none(); }
+
+  private:
+    std::optional<Array> weights_, residual_, y_, dresidual_;
+    batchnorm::MutView dresidual_view_;
+};
+
+// The shape of the statistics of x: the groups first, if there are any.
+std::vector<std::int64_t> stat_shape(const batchnorm::View& x, const Axes& axes, std::int64_t group_size) {
+    std::vector<std::int64_t> shape = kept_shape(x, axes);
+    if (group_size > 0 && x.rank > 0) shape.insert(shape.begin(), (x.shape[0] + group_size - 1) / group_size);
+    return shape;
 }
 
 // M, the number of values behind each statistic of this shape; 0 where there are none.
@@ -34,136 +97,248 @@ double values_behind(const batchnorm::View& x, const std::vector<std::int64_t>& 
     return values;
 }
 
+// A new Saved for forward over x, with a mask if it activates (and that cannot be told from the output).
+nb::object new_saved(const Array& x, const Axes& axes, nb::object axis, const Extras& extras, bool with_mask) {
+    const Options& options = extras.options;
+    const std::vector<std::int64_t> shape = stat_shape(x.view(), axes, options.group_size);
+    const bool counts = options.weights || options.group_size > 0;
+    nb::object object =
+        nb::cast(Saved(shape, std::move(axis), counts ? 0 : values_behind(x.view(), shape), counts, x.kind()));
+    Saved& saved = nb::cast<Saved&>(object);
+    saved.group_size = options.group_size;
+    saved.activation = options.activation;
+    saved.negative_slope = options.negative_slope;
+    saved.weights = extras.weights();
+    if (options.activation == batchnorm::Activation::none || !with_mask) return object;
+    Options geometry;
+    geometry.group_size = options.group_size;
+    std::size_t bytes = 0;
+    check(core::mask_bytes(x.view(), axes, geometry, bytes));
+    saved.mask = numpy_bytes(static_cast<std::int64_t>(bytes));
+    saved.mask_layout = memory_layout(x.view());
+    return object;
+}
+
+batchnorm::MutStats outputs_of(nb::handle object) {
+    Saved& saved = nb::cast<Saved&>(object);
+    batchnorm::MutStats stats = saved.outputs();
+    if (!saved.mask.is_none())
+        stats.mask = reinterpret_cast<std::uint8_t*>(nb::cast<std::uintptr_t>(saved.mask.attr("ctypes").attr("data")));
+    return stats;
+}
+
 nb::tuple batch_norm(nb::object x_, nb::object gamma_, nb::object beta_, nb::object axis, nb::object eps,
-                     nb::object out_, nb::object threads) {
-    const Options opts = options(threads, eps);
+                     nb::object group_size, nb::object weights, nb::object activation, nb::object negative_slope,
+                     nb::object residual, nb::object out_, nb::object threads) {
+    Extras extras(threads, eps);
+    extras.activate(activation, negative_slope);
+    extras.options.group_size = parse_group_size(group_size);
     const Axes axes = parse_axes(axis);
     const Array x = Array::tensor("x", x_);
+    extras.weigh(weights, x);
+    extras.add_residual(residual, x);
     const Array gamma = Array::param("gamma", gamma_, x.kind()), beta = Array::param("beta", beta_, x.kind());
     const Array out = Array::output("out", out_, x);
-    const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
-    nb::object saved = nb::cast(Saved(shape, axis, values_behind(x.view(), shape), x.kind()));
-    const batchnorm::MutStats stats = nb::cast<Saved&>(saved).outputs();
-    compute([&] { return core::batch_norm(x.view(), axes, gamma.view(), beta.view(), out.mut_view(), stats, opts); });
+    nb::object saved = new_saved(x, axes, axis, extras, true);
+    const batchnorm::MutStats stats = outputs_of(saved);
+    compute([&] {
+        return core::batch_norm(x.view(), axes, gamma.view(), beta.view(), out.mut_view(), stats, extras.options);
+    });
     return nb::make_tuple(out.object(), saved);
 }
 
-nb::tuple batch_norm_backward(nb::object dy_, nb::object x_, nb::object saved_, nb::object gamma_, nb::object out_,
-                              nb::object threads) {
+nb::tuple batch_norm_backward(nb::object dy_, nb::object x_, nb::object saved_, nb::object gamma_,
+                              nb::object need_dresidual, nb::object out_, nb::object threads) {
     const Saved& saved = as_saved(saved_);
-    const Options opts = options(threads);
     const Axes axes = parse_axes(saved.axis);
     const Array x = Array::tensor("x", x_), dy = Array::tensor("dy", dy_, x.kind());
+    Extras extras(threads, saved, x);
     const Array gamma = Array::param("gamma", gamma_, x.kind());
-    const Array out = Array::output("out", out_, x);
+    const Array out = extras.output(out_, need_dresidual, x);
     const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
     const Array dgamma = Array::param_grad(gamma, x, shape), dbeta = Array::param_grad(gamma, x, shape);
+    const batchnorm::Stats stats = saved.inputs(x.view());
     compute([&] {
-        return core::batch_norm_backward(dy.view(), x.view(), axes, saved.inputs(), gamma.view(), out.mut_view(),
-                                         dgamma.mut_view(), dbeta.mut_view(), opts);
+        return core::batch_norm_backward(dy.view(), x.view(), axes, stats, gamma.view(), out.mut_view(),
+                                         dgamma.mut_view(), dbeta.mut_view(), extras.options);
     });
-    return nb::make_tuple(out.object(), dgamma.object(), dbeta.object());
+    return nb::make_tuple(out.object(), dgamma.object(), dbeta.object(), extras.dresidual());
 }
 
 nb::object batch_norm_inference(nb::object x_, nb::object mean_, nb::object var_, nb::object gamma_, nb::object beta_,
-                                nb::object axis, nb::object eps, nb::object out_, nb::object threads) {
-    const Options opts = options(threads, eps);
+                                nb::object axis, nb::object eps, nb::object activation, nb::object negative_slope,
+                                nb::object residual, nb::object out_, nb::object threads) {
+    Extras extras(threads, eps);
+    extras.activate(activation, negative_slope);
     const Axes axes = parse_axes(axis);
     const Array x = Array::tensor("x", x_);
+    extras.add_residual(residual, x);
     const Array mean = Array::param("mean", mean_, x.kind()), var = Array::param("var", var_, x.kind());
     const Array gamma = Array::param("gamma", gamma_, x.kind()), beta = Array::param("beta", beta_, x.kind());
     const Array out = Array::output("out", out_, x);
     compute([&] {
         return core::batch_norm_inference(x.view(), axes, mean.view(), var.view(), gamma.view(), beta.view(),
-                                          out.mut_view(), opts);
+                                          out.mut_view(), extras.options);
     });
     return out.object();
 }
 
 nb::tuple batch_norm_inference_backward(nb::object dy_, nb::object x_, nb::object mean_, nb::object var_,
-                                        nb::object gamma_, nb::object axis, nb::object eps, nb::object out_,
-                                        nb::object threads) {
-    const Options opts = options(threads, eps);
+                                        nb::object gamma_, nb::object y, nb::object axis, nb::object eps,
+                                        nb::object activation, nb::object negative_slope, nb::object need_dresidual,
+                                        nb::object out_, nb::object threads) {
+    Extras extras(threads, eps);
+    extras.activate(activation, negative_slope);
     const Axes axes = parse_axes(axis);
     const Array x = Array::tensor("x", x_), dy = Array::tensor("dy", dy_, x.kind());
+    extras.go_back_by(y, x);
     const Array mean = Array::param("mean", mean_, x.kind()), var = Array::param("var", var_, x.kind());
     const Array gamma = Array::param("gamma", gamma_, x.kind());
-    const Array out = Array::output("out", out_, x);
+    const Array out = extras.output(out_, need_dresidual, x);
     const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
     const Array dgamma = Array::param_grad(gamma, x, shape), dbeta = Array::param_grad(gamma, x, shape);
     compute([&] {
         return core::batch_norm_inference_backward(dy.view(), x.view(), axes, mean.view(), var.view(), gamma.view(),
-                                                   out.mut_view(), dgamma.mut_view(), dbeta.mut_view(), opts);
+                                                   out.mut_view(), dgamma.mut_view(), dbeta.mut_view(), extras.options);
+    });
+    return nb::make_tuple(out.object(), dgamma.object(), dbeta.object(), extras.dresidual());
+}
+
+nb::object batch_norm_inplace(nb::object x_, nb::object gamma_, nb::object beta_, nb::object axis, nb::object eps,
+                              nb::object group_size, nb::object weights, nb::object activation,
+                              nb::object negative_slope, nb::object threads) {
+    Extras extras(threads, eps);
+    extras.activate(activation, negative_slope);
+    extras.options.group_size = parse_group_size(group_size);
+    const Axes axes = parse_axes(axis);
+    const Array x = Array::tensor("x", x_);
+    const Array out = Array::output("x", x_, x);  // says whether it can be written to
+    extras.weigh(weights, x);
+    const Array gamma = Array::param("gamma", gamma_, x.kind()), beta = Array::param("beta", beta_, x.kind());
+    nb::object saved = new_saved(x, axes, axis, extras, false);
+    const batchnorm::MutStats stats = outputs_of(saved);
+    compute([&] {
+        return core::batch_norm_inplace(out.mut_view(), axes, gamma.view(), beta.view(), stats, extras.options);
+    });
+    return saved;
+}
+
+nb::tuple batch_norm_backward_from_output(nb::object dy_, nb::object y_, nb::object saved_, nb::object gamma_,
+                                          nb::object beta_, nb::object out_, nb::object threads) {
+    const Saved& saved = as_saved(saved_);
+    const Axes axes = parse_axes(saved.axis);
+    const Array y = Array::tensor("y", y_), dy = Array::tensor("dy", dy_, y.kind());
+    const Extras extras(threads, saved, y);
+    const Array gamma = Array::param("gamma", gamma_, y.kind()), beta = Array::param("beta", beta_, y.kind());
+    const Array out = Array::output("out", out_, y);
+    const std::vector<std::int64_t> shape = kept_shape(y.view(), axes);
+    const Array dgamma = Array::param_grad(gamma, y, shape), dbeta = Array::param_grad(gamma, y, shape);
+    batchnorm::Stats stats = saved.inputs(y.view());
+    stats.mask = nullptr;
+    compute([&] {
+        return core::batch_norm_backward_from_output(dy.view(), y.view(), axes, stats, gamma.view(), beta.view(),
+                                                     out.mut_view(), dgamma.mut_view(), dbeta.mut_view(),
+                                                     extras.options);
     });
     return nb::make_tuple(out.object(), dgamma.object(), dbeta.object());
 }
 
-nb::tuple moments(nb::object x_, nb::object axis, nb::object threads) {
-    const Options opts = options(threads);
+// The counts of moments and gradient sums: an array where each statistic has its own, else a number.
+struct Counts {
+    std::optional<Array> array;
+    double same = 0;
+
+    Counts(const std::vector<std::int64_t>& shape, const Options& options, Kind kind) {
+        if (options.weights || options.group_size > 0) array.emplace(Array::statistic(shape, kind));
+    }
+    batchnorm::MutParam output() { return array ? array->mut_view() : batchnorm::view(&same, {}); }
+    nb::object object() const { return array ? array->object() : nb::float_(same); }
+};
+
+nb::tuple moments(nb::object x_, nb::object axis, nb::object group_size, nb::object weights, nb::object threads) {
+    Extras extras(threads);
+    extras.options.group_size = parse_group_size(group_size);
     const Axes axes = parse_axes(axis);
     const Array x = Array::tensor("x", x_);
-    const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
+    extras.weigh(weights, x);
+    const std::vector<std::int64_t> shape = stat_shape(x.view(), axes, extras.options.group_size);
     const Array mean = Array::statistic(shape, x.kind()), m2 = Array::statistic(shape, x.kind());
-    double count = 0;
+    Counts count(shape, extras.options, x.kind());
     compute([&] {
-        return core::moments(x.view(), axes, {mean.mut_view(), m2.mut_view(), batchnorm::view(&count, {})}, opts);
+        return core::moments(x.view(), axes, {mean.mut_view(), m2.mut_view(), count.output()}, extras.options);
     });
-    return nb::make_tuple(mean.object(), m2.object(), count);
+    return nb::make_tuple(mean.object(), m2.object(), count.object());
 }
 
 nb::tuple normalize(nb::object x_, nb::object mean_, nb::object m2_, nb::object count_, nb::object gamma_,
-                    nb::object beta_, nb::object axis, nb::object eps, nb::object out_, nb::object threads) {
-    const Options opts = options(threads, eps);
+                    nb::object beta_, nb::object axis, nb::object eps, nb::object group_size, nb::object weights,
+                    nb::object activation, nb::object negative_slope, nb::object residual, nb::object out_,
+                    nb::object threads) {
+    Extras extras(threads, eps);
+    extras.activate(activation, negative_slope);
+    extras.options.group_size = parse_group_size(group_size);
     const Axes axes = parse_axes(axis);
     const Array x = Array::tensor("x", x_);
+    extras.weigh(weights, x);  // for backward alone
+    extras.add_residual(residual, x);
     const Array mean = Array::param("mean", mean_, x.kind()), m2 = Array::param("m2", m2_, x.kind());
     const Array count = Array::param("count", count_, x.kind());
     const Array gamma = Array::param("gamma", gamma_, x.kind()), beta = Array::param("beta", beta_, x.kind());
     const Array out = Array::output("out", out_, x);
-    const double values = count.view().rank == 0 ? nb::cast<double>(nb::float_(count_)) : 0;
-    nb::object saved = nb::cast(Saved(kept_shape(x.view(), axes), axis, values, x.kind()));
-    const batchnorm::MutStats stats = nb::cast<Saved&>(saved).outputs();
+    nb::object object = new_saved(x, axes, axis, extras, true);
+    Saved& saved = nb::cast<Saved&>(object);
+    if (count.view().rank == 0) {
+        saved.counts.clear();
+        saved.count = nb::cast<double>(nb::float_(count_));
+    } else {
+        saved.counts.resize(saved.mean.size());
+    }
+    const batchnorm::MutStats stats = outputs_of(object);
+    Options opts = extras.options;
+    opts.weights = nullptr;
     compute([&] {
         return core::normalize(x.view(), axes, {mean.view(), m2.view(), count.view()}, gamma.view(), beta.view(),
                                out.mut_view(), stats, opts);
     });
-    return nb::make_tuple(out.object(), saved);
+    return nb::make_tuple(out.object(), object);
 }
 
 nb::tuple grad_sums(nb::object dy_, nb::object x_, nb::object saved_, nb::object threads) {
     const Saved& saved = as_saved(saved_);
-    const Options opts = options(threads);
     const Axes axes = parse_axes(saved.axis);
     const Array x = Array::tensor("x", x_), dy = Array::tensor("dy", dy_, x.kind());
-    const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
+    const Extras extras(threads, saved, x);
+    const std::vector<std::int64_t> shape = stat_shape(x.view(), axes, saved.group_size);
     const Array sum_dy = Array::statistic(shape, x.kind()), sum_dy_xmu = Array::statistic(shape, x.kind());
-    double count = 0;
+    Counts count(shape, extras.options, x.kind());
+    const batchnorm::Stats stats = saved.inputs(x.view());
     compute([&] {
-        return core::grad_sums(dy.view(), x.view(), axes, saved.inputs(),
-                               {batchnorm::view(&count, {}), sum_dy.mut_view(), sum_dy_xmu.mut_view()}, opts);
+        return core::grad_sums(dy.view(), x.view(), axes, stats,
+                               {count.output(), sum_dy.mut_view(), sum_dy_xmu.mut_view()}, extras.options);
     });
-    return nb::make_tuple(count, sum_dy.object(), sum_dy_xmu.object());
+    return nb::make_tuple(count.object(), sum_dy.object(), sum_dy_xmu.object());
 }
 
 nb::tuple input_grad(nb::object dy_, nb::object x_, nb::object saved_, nb::object count_, nb::object sum_dy_,
-                     nb::object sum_dy_xmu_, nb::object gamma_, nb::object out_, nb::object threads) {
+                     nb::object sum_dy_xmu_, nb::object gamma_, nb::object need_dresidual, nb::object out_,
+                     nb::object threads) {
     const Saved& saved = as_saved(saved_);
-    const Options opts = options(threads);
     const Axes axes = parse_axes(saved.axis);
     const Array x = Array::tensor("x", x_), dy = Array::tensor("dy", dy_, x.kind());
+    Extras extras(threads, saved, x);
     const Array count = Array::param("sums.count", count_, x.kind());
     const Array sum_dy = Array::param("sums.sum_dy", sum_dy_, x.kind());
     const Array sum_dy_xmu = Array::param("sums.sum_dy_xmu", sum_dy_xmu_, x.kind());
     const Array gamma = Array::param("gamma", gamma_, x.kind());
-    const Array out = Array::output("out", out_, x);
+    const Array out = extras.output(out_, need_dresidual, x);
     const std::vector<std::int64_t> shape = kept_shape(x.view(), axes);
     const Array dgamma = Array::param_grad(gamma, x, shape), dbeta = Array::param_grad(gamma, x, shape);
+    const batchnorm::Stats stats = saved.inputs(x.view());
     compute([&] {
-        return core::input_grad(dy.view(), x.view(), axes, saved.inputs(),
-                                {count.view(), sum_dy.view(), sum_dy_xmu.view()}, gamma.view(), out.mut_view(),
-                                dgamma.mut_view(), dbeta.mut_view(), opts);
+        return core::input_grad(dy.view(), x.view(), axes, stats, {count.view(), sum_dy.view(), sum_dy_xmu.view()},
+                                gamma.view(), out.mut_view(), dgamma.mut_view(), dbeta.mut_view(), extras.options);
     });
-    return nb::make_tuple(out.object(), dgamma.object(), dbeta.object());
+    return nb::make_tuple(out.object(), dgamma.object(), dbeta.object(), extras.dresidual());
 }
 
 std::vector<std::string> available_isas() {
@@ -180,19 +355,29 @@ NB_MODULE(_core, m) {
     bind_saved(m);
 
     m.def("batch_norm", &batch_norm, "x"_a.none(), "gamma"_a.none(), "beta"_a.none(), "axis"_a.none(), "eps"_a.none(),
-          "out"_a.none(), "threads"_a.none());
+          "group_size"_a.none(), "weights"_a.none(), "activation"_a.none(), "negative_slope"_a.none(),
+          "residual"_a.none(), "out"_a.none(), "threads"_a.none());
     m.def("batch_norm_backward", &batch_norm_backward, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "gamma"_a.none(),
-          "out"_a.none(), "threads"_a.none());
+          "need_dresidual"_a.none(), "out"_a.none(), "threads"_a.none());
     m.def("batch_norm_inference", &batch_norm_inference, "x"_a.none(), "mean"_a.none(), "var"_a.none(),
-          "gamma"_a.none(), "beta"_a.none(), "axis"_a.none(), "eps"_a.none(), "out"_a.none(), "threads"_a.none());
+          "gamma"_a.none(), "beta"_a.none(), "axis"_a.none(), "eps"_a.none(), "activation"_a.none(),
+          "negative_slope"_a.none(), "residual"_a.none(), "out"_a.none(), "threads"_a.none());
     m.def("batch_norm_inference_backward", &batch_norm_inference_backward, "dy"_a.none(), "x"_a.none(), "mean"_a.none(),
-          "var"_a.none(), "gamma"_a.none(), "axis"_a.none(), "eps"_a.none(), "out"_a.none(), "threads"_a.none());
-    m.def("moments", &moments, "x"_a.none(), "axis"_a.none(), "threads"_a.none());
+          "var"_a.none(), "gamma"_a.none(), "y"_a.none(), "axis"_a.none(), "eps"_a.none(), "activation"_a.none(),
+          "negative_slope"_a.none(), "need_dresidual"_a.none(), "out"_a.none(), "threads"_a.none());
+    m.def("batch_norm_inplace", &batch_norm_inplace, "x"_a.none(), "gamma"_a.none(), "beta"_a.none(), "axis"_a.none(),
+          "eps"_a.none(), "group_size"_a.none(), "weights"_a.none(), "activation"_a.none(), "negative_slope"_a.none(),
+          "threads"_a.none());
+    m.def("batch_norm_backward_from_output", &batch_norm_backward_from_output, "dy"_a.none(), "y"_a.none(),
+          "saved"_a.none(), "gamma"_a.none(), "beta"_a.none(), "out"_a.none(), "threads"_a.none());
+    m.def("moments", &moments, "x"_a.none(), "axis"_a.none(), "group_size"_a.none(), "weights"_a.none(),
+          "threads"_a.none());
     m.def("normalize", &normalize, "x"_a.none(), "mean"_a.none(), "m2"_a.none(), "count"_a.none(), "gamma"_a.none(),
-          "beta"_a.none(), "axis"_a.none(), "eps"_a.none(), "out"_a.none(), "threads"_a.none());
+          "beta"_a.none(), "axis"_a.none(), "eps"_a.none(), "group_size"_a.none(), "weights"_a.none(),
+          "activation"_a.none(), "negative_slope"_a.none(), "residual"_a.none(), "out"_a.none(), "threads"_a.none());
     m.def("grad_sums", &grad_sums, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "threads"_a.none());
     m.def("input_grad", &input_grad, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "count"_a.none(), "sum_dy"_a.none(),
-          "sum_dy_xmu"_a.none(), "gamma"_a.none(), "out"_a.none(), "threads"_a.none());
+          "sum_dy_xmu"_a.none(), "gamma"_a.none(), "need_dresidual"_a.none(), "out"_a.none(), "threads"_a.none());
 
     bind_higher_order(m);
 

@@ -86,6 +86,13 @@ nb::object numpy_empty(const std::vector<std::int64_t>& shape, batchnorm::DType 
     return checked(PyArray_SimpleNew(static_cast<int>(shape.size()), sizes, type));
 }
 
+nb::object numpy_bytes(std::int64_t count) {
+    npy_intp size = count;
+    if (static_cast<std::size_t>(count) < buffers::least_bytes) return checked(PyArray_SimpleNew(1, &size, NPY_UINT8));
+    const InBuffers scope;
+    return checked(PyArray_SimpleNew(1, &size, NPY_UINT8));
+}
+
 nb::object numpy_output(nb::handle like, const batchnorm::View& view) {
     if (!is_large(view)) return new_like(like);
     const InBuffers scope;

@@ -1,6 +1,8 @@
 #include "saved.hpp"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstring>
 
@@ -61,49 +63,148 @@ nb::object as_array(nb::handle self, std::vector<double>& values) {
     return nb::cast(nb::ndarray<nb::numpy, double>(values.data(), shape.size(), shape.data(), self));
 }
 
-nb::object count_of(const Saved& saved) { return saved.count > 0 ? nb::object(nb::float_(saved.count)) : nb::none(); }
+nb::object count_of(nb::handle self) {
+    Saved& saved = nb::cast<Saved&>(self);
+    if (!saved.counts.empty()) return as_array(self, saved.counts);
+    return saved.count > 0 ? nb::object(nb::float_(saved.count)) : nb::none();
+}
 
 nb::object var_of(nb::handle self) {
     Saved& saved = nb::cast<Saved&>(self);
     return saved.var.size() == saved.mean.size() ? as_array(self, saved.var) : nb::none();
 }
 
+nb::object mask_of(const Saved& saved) {
+    if (saved.mask.is_none() || saved.kind != Kind::torch) return saved.mask;
+    return nb::module_::import_("torch").attr("from_numpy")(saved.mask);
+}
+
+// A mask made by hand, or out of a pickle: bytes, one after the other.
+nb::object import_mask(nb::handle object) {
+    if (object.is_none()) return nb::none();
+    const nb::object numpy = nb::module_::import_("numpy");
+    nb::object array = numpy.attr("asarray")(object);
+    if (!array.attr("dtype").equal(numpy.attr("dtype")("uint8")))
+        raise(PyExc_TypeError, "mask has dtype %s, expected uint8, 8 elements to the byte",
+              nb::str(nb::object(array.attr("dtype"))).c_str());
+    return numpy.attr("ascontiguousarray")(array).attr("reshape")(-1);
+}
+
 }  // namespace
 
-Saved::Saved(const std::vector<std::int64_t>& shape_, nb::object axis_, double count_, Kind kind_)
+Saved::Saved(const std::vector<std::int64_t>& shape_, nb::object axis_, double count_, bool has_counts, Kind kind_)
     : mean(size(shape_)),
       inv_std(mean.size()),
       var(mean.size()),
+      counts(has_counts ? mean.size() : 0),
       count(count_),
       shape(shape_),
       axis(std::move(axis_)),
       kind(kind_) {}
 
-Saved::Saved(nb::object mean_, nb::object inv_std_, nb::object var_, nb::object count_, nb::object axis_)
-    : axis(axis_) {
+Saved::Saved(nb::object mean_, nb::object inv_std_, nb::object var_, nb::object count_, nb::object axis_,
+             nb::object group_size_, nb::object activation_, nb::object negative_slope_, nb::object mask_,
+             nb::object weights_)
+    : axis(axis_),
+      group_size(parse_group_size(group_size_)),
+      activation(parse_activation(activation_)),
+      negative_slope(parse_number("negative_slope", negative_slope_)),
+      mask(import_mask(mask_)),
+      weights(weights_) {
     parse_axes(axis);
     mean = copy_statistic("mean", mean_, &shape, {});
     inv_std = copy_statistic("inv_std", inv_std_, nullptr, shape);
     if (!var_.is_none()) var = copy_statistic("var", var_, nullptr, shape);
     if (count_.is_none()) return;
+    if (nb::hasattr(count_, "shape") && nb::len(nb::object(count_.attr("shape"))) > 0) {
+        counts = copy_statistic("count", count_, nullptr, shape);
+        for (const double one : counts)
+            if (!(one >= 0)) raise(PyExc_ValueError, "count must not be negative, got %g", one);
+        return;
+    }
     count = parse_number("count", count_);
     if (!(count > 0)) raise(PyExc_ValueError, "count must be positive, got %g", count);
 }
 
 batchnorm::MutStats Saved::outputs() {
-    return {contiguous(mean.data(), shape), contiguous(inv_std.data(), shape), contiguous(var.data(), shape)};
+    batchnorm::MutStats stats{contiguous(mean.data(), shape), contiguous(inv_std.data(), shape),
+                              contiguous(var.data(), shape)};
+    if (!counts.empty()) stats.count = contiguous(counts.data(), shape);
+    return stats;
 }
 
-batchnorm::Stats Saved::inputs() const { return {contiguous(mean.data(), shape), contiguous(inv_std.data(), shape)}; }
+batchnorm::Stats Saved::inputs(const batchnorm::View& x) const {
+    batchnorm::Stats stats{contiguous(mean.data(), shape), contiguous(inv_std.data(), shape)};
+    if (!counts.empty())
+        stats.count = contiguous(counts.data(), shape);
+    else if (count > 0)
+        stats.count = batchnorm::view(&count, {});
+    if (activation == batchnorm::Activation::none || mask.is_none()) return stats;
+    batchnorm::Options options;
+    options.group_size = group_size;
+    std::size_t bytes = 0;
+    check(batchnorm::core::mask_bytes(x, parse_axes(axis), options, bytes));
+    const auto own = nb::cast<std::size_t>(mask.attr("nbytes"));
+    if (own != bytes || (!mask_layout.empty() && mask_layout != memory_layout(x)))
+        raise(PyExc_ValueError,
+              "x has not the shape and strides of forward's x, which saved.mask (%zu bytes) follows: expected that "
+              "array, or one laid out like it",
+              own);
+    stats.mask = reinterpret_cast<const std::uint8_t*>(nb::cast<std::uintptr_t>(mask.attr("ctypes").attr("data")));
+    return stats;
+}
+
+const Saved& as_saved(nb::handle object) {
+    if (!nb::isinstance<Saved>(object))
+        raise(PyExc_TypeError, "saved is %s, expected bn.Saved", nb::type_name(object.type()).c_str());
+    return nb::cast<const Saved&>(object);
+}
+
+batchnorm::Activation parse_activation(nb::handle activation) {
+    using batchnorm::Activation;
+    if (activation.is_none()) return Activation::none;
+    if (!nb::isinstance<nb::str>(activation))
+        raise(PyExc_TypeError, "activation is %s, expected None, 'relu' or 'leaky_relu'",
+              nb::type_name(activation.type()).c_str());
+    const std::string name = nb::cast<std::string>(activation);
+    if (name == "relu") return Activation::relu;
+    if (name == "leaky_relu") return Activation::leaky_relu;
+    raise(PyExc_ValueError, "activation %s is unknown, expected None, 'relu' or 'leaky_relu'",
+          nb::repr(activation).c_str());
+}
+
+nb::object activation_name(batchnorm::Activation activation) {
+    switch (activation) {
+        case batchnorm::Activation::none: break;
+        case batchnorm::Activation::relu: return nb::str("relu");
+        case batchnorm::Activation::leaky_relu: return nb::str("leaky_relu");
+    }
+    return nb::none();
+}
+
+std::int64_t parse_group_size(nb::handle group_size) {
+    if (group_size.is_none()) return 0;
+    if (!PyIndex_Check(group_size.ptr()))
+        raise(PyExc_TypeError, "group_size must be an int or None, got %s", nb::type_name(group_size.type()).c_str());
+    const Py_ssize_t size = PyNumber_AsSsize_t(group_size.ptr(), nullptr);
+    if (size == -1 && PyErr_Occurred()) throw nb::python_error();
+    if (size < 1) raise(PyExc_ValueError, "group_size must be at least 1, got %zd", size);
+    return size;
+}
 
 void bind_saved(nb::module_& module) {
     nb::class_<Saved>(module, "Saved",
                       "What forward leaves for backward: the statistics that it used, and its settings.\n\n"
-                      "Statistics are float64 arrays of the kept axes' shape, (C,) for one axis. It can be made by\n"
-                      "hand, from values that are copied: Saved(mean, inv_std, axis=1).")
-        .def(nb::init<nb::object, nb::object, nb::object, nb::object, nb::object>(), nb::arg("mean"),
-             nb::arg("inv_std"), nb::arg("var").none() = nb::none(), nb::arg("count").none() = nb::none(),
-             nb::kw_only(), nb::arg("axis") = 1)
+                      "Statistics are float64 arrays of the kept axes' shape, (C,) for one axis, after the groups if\n"
+                      "there is a group_size. It can be made by hand, from values that are copied:\n"
+                      "Saved(mean, inv_std, axis=1).")
+        .def(nb::init<nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, nb::object,
+                      nb::object, nb::object>(),
+             nb::arg("mean"), nb::arg("inv_std"), nb::arg("var").none() = nb::none(),
+             nb::arg("count").none() = nb::none(), nb::kw_only(), nb::arg("axis") = 1,
+             nb::arg("group_size").none() = nb::none(), nb::arg("activation").none() = nb::none(),
+             nb::arg("negative_slope") = 0.01, nb::arg("mask").none() = nb::none(),
+             nb::arg("weights").none() = nb::none())
         .def_prop_ro(
             "mean", [](nb::handle self) { return as_array(self, nb::cast<Saved&>(self).mean); },
             "The mean of each statistic's values.")
@@ -111,22 +212,51 @@ void bind_saved(nb::module_& module) {
             "inv_std", [](nb::handle self) { return as_array(self, nb::cast<Saved&>(self).inv_std); },
             "1 / sqrt(var + eps).")
         .def_prop_ro("var", &var_of, "The biased variance (divided by count); None if it is not known.")
-        .def_prop_ro("count", &count_of, "How many values are behind each statistic; None if it is not known.")
+        .def_prop_ro(
+            "count", &count_of,
+            "How many values are behind each statistic, or their weight; an array of the statistics' shape if\n"
+            "there are weights or groups; None if it is not known.")
         .def_prop_ro(
             "axis", [](const Saved& self) { return self.axis; }, "The axis, or axes, that keep statistics.")
+        .def_prop_ro(
+            "group_size",
+            [](const Saved& self) { return self.group_size ? nb::object(nb::int_(self.group_size)) : nb::none(); },
+            "Samples of a group, or None.")
+        .def_prop_ro(
+            "activation", [](const Saved& self) { return activation_name(self.activation); },
+            "None, 'relu' or 'leaky_relu'.")
+        .def_prop_ro(
+            "negative_slope", [](const Saved& self) { return self.negative_slope; }, "leaky_relu's slope below 0.")
+        .def_prop_ro("mask", &mask_of,
+                     "What the activation let through: uint8, a bit for each element, the first in the lowest, in x's\n"
+                     "memory order, each contiguous run of elements padded to whole bytes; or None.")
+        .def_prop_ro(
+            "weights", [](const Saved& self) { return self.weights; }, "Forward's weights, or None.")
         .def("__repr__",
              [](nb::handle self) {
-                 return nb::str("Saved(mean={!r}, inv_std={!r}, var={!r}, count={!r}, axis={!r})")
-                     .format(self.attr("mean"), self.attr("inv_std"), self.attr("var"), self.attr("count"),
-                             self.attr("axis"));
+                 const Saved& saved = nb::cast<const Saved&>(self);
+                 nb::object text = nb::str("Saved(mean={!r}, inv_std={!r}, var={!r}, count={!r}, axis={!r}")
+                                       .format(self.attr("mean"), self.attr("inv_std"), self.attr("var"),
+                                               self.attr("count"), self.attr("axis"));
+                 if (saved.group_size) text = text + nb::str(", group_size={!r}").format(self.attr("group_size"));
+                 if (saved.activation != batchnorm::Activation::none)
+                     text = text + nb::str(", activation={!r}, negative_slope={!r}, mask={!r}")
+                                       .format(self.attr("activation"), self.attr("negative_slope"), self.attr("mask"));
+                 if (!saved.weights.is_none()) text = text + nb::str(", weights={!r}").format(self.attr("weights"));
+                 return text + nb::str(")");
              })
         .def("__getstate__",
              [](nb::handle self) {
+                 const Saved& saved = nb::cast<const Saved&>(self);
                  return nb::make_tuple(self.attr("mean"), self.attr("inv_std"), self.attr("var"), self.attr("count"),
-                                       self.attr("axis"), static_cast<int>(nb::cast<const Saved&>(self).kind));
+                                       self.attr("axis"), self.attr("group_size"), self.attr("activation"),
+                                       self.attr("negative_slope"), saved.mask, self.attr("weights"),
+                                       static_cast<int>(saved.kind), saved.mask_layout);
              })
         .def("__setstate__", [](Saved& self, const nb::tuple& state) {
-            new (&self) Saved(state[0], state[1], state[2], state[3], state[4]);
-            self.kind = static_cast<Kind>(nb::cast<int>(state[5]));
+            new (&self) Saved(state[0], state[1], state[2], state[3], state[4], state[5], state[6], state[7], state[8],
+                              state[9]);
+            self.kind = static_cast<Kind>(nb::cast<int>(state[10]));
+            self.mask_layout = nb::cast<std::vector<std::int64_t>>(state[11]);
         });
 }

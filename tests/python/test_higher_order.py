@@ -185,6 +185,27 @@ def test_eps():
     assert_same(bn.batch_norm_double_backward(ddx, dy, x, saved, gamma).dx, slopes(loss, x), "dx")
 
 
+@pytest.mark.parametrize("group_size", [2, 3, 7])
+def test_groups(group_size):
+    x, tx, dy = np.random.default_rng(3).normal(1, 2, (3, 7, 4, 6))
+    params = [np.random.default_rng(i).normal(1, 1, 4) for i in range(3)]
+    saved = bn.batch_norm(x, group_size=group_size)[1]
+    ty = bn.batch_norm_jvp(tx, x, saved, params[0], tgamma=params[1], tbeta=params[2])
+    grads = bn.batch_norm_double_backward(tx, dy, x, saved, params[0], ddgamma=params[1], ddbeta=params[2])
+    assert same_bits(grads.ddy, ty)
+    dgamma = 0
+    for first in range(0, 7, group_size):
+        part = slice(first, first + group_size)
+        own = bn.batch_norm(x[part])[1]
+        want = bn.batch_norm_double_backward(
+            tx[part], dy[part], x[part], own, params[0], ddgamma=params[1], ddbeta=params[2]
+        )
+        np.testing.assert_allclose(grads.ddy[part], want.ddy, atol=1e-13, rtol=1e-12)
+        np.testing.assert_allclose(grads.dx[part], want.dx, atol=1e-13, rtol=1e-12)
+        dgamma += want.dgamma
+    np.testing.assert_allclose(grads.dgamma, dgamma, atol=1e-12, rtol=1e-12)
+
+
 def test_jvp_is_the_transpose_of_backward():
     x, tx, dy = np.random.default_rng(3).normal(1, 2, (3, 6, 4, 7))
     gamma, _ = random_params(x, 1)
@@ -416,6 +437,15 @@ def test_good_input_is_good(name):
     call(name, out=outs[0] if name == "jvp" else tuple(outs))
     assert np.all(outs[0] != 7)
     assert np.all(outs[1] != 7) == (name != "jvp")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("option", ["activation", "weights"])
+def test_settings_that_are_not_taken(name, option):
+    x = operands()["x"]
+    saved = bn.batch_norm(x, **{option: "relu" if option == "activation" else np.ones((4, 5), f32)})[1]
+    with pytest.raises(ValueError, match=f"batch_norm_{name}: {option} is not taken by this function"):
+        call(name, saved=saved)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
