@@ -415,12 +415,12 @@ def bad_inputs():
     yield "threads", 1.5, TypeError, "threads must be an int or None"
 
 
-BAD = {f"{case[0]} {i}": case for i, case in enumerate(bad_inputs())}
+BAD = [f"{case[0]} {i}" for i, case in enumerate(bad_inputs())]
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_refused(case):
-    argument, value, error, message = BAD[case]
+    argument, value, error, message = list(bad_inputs())[BAD.index(case)]
     takers = [name for name in FUNCTIONS if argument in inspect.signature(FUNCTIONS[name]).parameters]
     assert takers
     for name in takers:
