@@ -93,6 +93,10 @@ nb::object numpy_bytes(std::int64_t count) {
     return checked(PyArray_SimpleNew(1, &size, NPY_UINT8));
 }
 
+std::uint8_t* bytes_of(nb::handle numpy_array) {
+    return static_cast<std::uint8_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(numpy_array.ptr())));
+}
+
 nb::object numpy_output(nb::handle like, const batchnorm::View& view) {
     if (!is_large(view)) return new_like(like);
     const InBuffers scope;
