@@ -24,6 +24,16 @@ int sums(Op op, const Options& options) noexcept {
     }
 }
 
+const kernels::TypeKernels& kernels_of(const kernels::KernelTable& table, DType dtype) noexcept {
+    switch (dtype) {
+        case DType::f64: return table.f64;
+        case DType::f16: return table.f16;
+        case DType::bf16: return table.bf16;
+        case DType::f32: break;
+    }
+    return table.f32;
+}
+
 bool goes_back(Op op) noexcept {
     return op != Op::batch_norm && op != Op::batch_norm_inference && op != Op::moments && op != Op::normalize;
 }
@@ -172,7 +182,7 @@ void each_part(const Call& call, PreparedParts& prepared_parts, const kernels::K
         const int more = call.has(role_residual) + call.has(role_y) + call.has(role_v) + call.has(role_weights);
         const Plan plan =
             make_plan(box, prepared.chunks, tensors(call.op), sums(call.op, options) > 0, prepared.team.threads, more);
-        const kernels::TypeKernels& kernels = box.dtype == DType::f32 ? table.f32 : table.f64;
+        const kernels::TypeKernels& kernels = kernels_of(table, box.dtype);
         const Stages stages{box,           prepared.chunks, kernels,    call.is_full() ? kernels.full : kernels.plain,
                             call.epilogue, memory,          plan.stream};
         body(Run{stages, plan, prepared.team}, part, totals);
