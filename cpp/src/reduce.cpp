@@ -271,6 +271,10 @@ void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int work
         reduce_lanes(Terms(stages, g, k), chunk, k, memory);
 }
 
+template struct ProductSums<role_dy, role_x>;
+template struct ProductSums<role_v, role_x>;
+template struct ProductSums<role_dy, role_v>;
+
 template void reduce<MomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void reduce<WeightedMomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void reduce<GradientSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;

@@ -194,11 +194,12 @@ struct DoubleGrads {
 // dx = of_dy * (dy - its mean) + of_xhat * xhat + of_v * (v - its mean)
 inline DoubleGrads double_backward(const Problem& p, const Values& v, const Values& dy, const Values& x,
                                    const Values& mean, const Values& inv_std, const GradSums& dy_sums,
-                                   const GradSums& v_sums, const Values& gamma, const Values& ddgamma, double u) {
+                                   const GradSums& v_sums, const Values& gamma, const Values& ddgamma, double u,
+                                   double error = sum_error) {
     DoubleGrads grads{Expected(x.size()), Expected(p.statistics)};
     Values v_mean(v_sums.dy.value), dy_abs(p.statistics);
     for (double& value : v_mean) value /= p.values;
-    const GradSums mixed = grad_sums(p, dy, v, v_mean);
+    const GradSums mixed = grad_sums(p, dy, v, v_mean, error);
     for (std::size_t i = 0; i < x.size(); ++i) dy_abs[p.statistic[i]] += std::fabs(dy[i]);
 
     // A number and its error in float64.

@@ -92,10 +92,11 @@ void check_functions(const Setup& setup, Given params) {
         run_and_check_status(Op::batch_norm_jvp, e, call);
         check_close("ty", e.out, reference::jvp(e.problem, dy, x, mean, inv_std, e.sums, gamma, tgamma, tbeta, u));
         run_and_check_status(Op::batch_norm_double_backward, e, call);
-        const reference::GradSums v_sums = reference::grad_sums(e.problem, ddx, x, mean);
+        const reference::GradSums v_sums =
+            reference::grad_sums(e.problem, ddx, x, mean, Example::sum_error(setup.dtype));
         check_close("ddy", e.ddy, reference::jvp(e.problem, ddx, x, mean, inv_std, v_sums, gamma, tgamma, tbeta, u));
-        const reference::DoubleGrads grads =
-            reference::double_backward(e.problem, ddx, dy, x, mean, inv_std, e.sums, v_sums, gamma, tgamma, u);
+        const reference::DoubleGrads grads = reference::double_backward(
+            e.problem, ddx, dy, x, mean, inv_std, e.sums, v_sums, gamma, tgamma, u, Example::sum_error(setup.dtype));
         check_close("double backward's dx", e.out, grads.dx);
         check_close("double backward's dgamma", e.result[0], grads.dgamma);
     }

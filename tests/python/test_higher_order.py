@@ -387,7 +387,7 @@ def bad_inputs():
     shape = (4, 3, 5)
     ones = np.ones(3, f32)
     for argument in TENSORS:
-        yield argument, np.zeros(shape, int), TypeError, f"{argument} has dtype int64, expected float32 or float64"
+        yield argument, np.zeros(shape, int), TypeError, f"{argument} has dtype int64, expected float32, "
         yield argument, [1.0], TypeError, f"{argument} is list, expected a NumPy array"
         yield argument, None, TypeError, f"{argument} is NoneType"
         yield argument, np.ma.zeros(shape, f32), TypeError, f"{argument} is a masked array"
