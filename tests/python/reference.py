@@ -150,7 +150,7 @@ def jvp(tx, x, mean, inv_std, axis=1, gamma=None, tgamma=None, tbeta=None):
     # first is rounded 3 times and second and third, as one, 5 times; all then with two sums.
     error = box.roundings(8) * (np.abs(first) + np.abs(second) + np.abs(third) + np.abs(tbeta))
     error = error + np.abs(a) * (v.mean_error + v.slope_error * np.abs(v.xhat))
-    return Value(first - second + third + tbeta, error)
+    return box.stored(first - second + third + tbeta, error)
 
 
 def double_backward(ddx, dy, x, mean, inv_std, axis=1, gamma=None, ddgamma=None, ddbeta=None, grad_dtype=None):
@@ -181,11 +181,11 @@ def double_backward(ddx, dy, x, mean, inv_std, axis=1, gamma=None, ddgamma=None,
         2 * np.abs(v.slope) * g.slope_error + 2 * np.abs(g.slope) * v.slope_error + k_error
     )
     error = error + np.abs(v.xhat * b) * g.slope_error
-    u = finfo(grad_dtype or box.dtype).eps / 2
+    u = float(finfo(grad_dtype or box.dtype).eps) / 2
     dgamma = box.count * r * k
     return DoubleBackward(
         jvp(ddx, x, mean, inv_std, axis, gamma, ddgamma, ddbeta),
-        Value(sum(terms), error),
+        box.stored(sum(terms), error),
         box.value(dgamma, u * np.abs(dgamma) + box.count * r * k_error),
     )
 
