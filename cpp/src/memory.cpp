@@ -38,7 +38,8 @@ Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, 
     : chunks_(chunks.count()), channels_(box.channels()) {
     const int64_t n = box.statistics();
     for (int i = 0; i < sums; ++i) slots_[i] = arena.take<double>(n * chunks.count());
-    for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
+    for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu, &tgamma, &tbeta,
+                            &v_mean, &sum_v_xmu, &sum_dy_v})
         *column = arena.take<double>(n);
     for (void*& values : coefficients)
         values = arena.take<char>(apart(box.groups() * coefficient_pitch(box) * coefficient_size(box)));

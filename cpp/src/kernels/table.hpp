@@ -131,7 +131,7 @@ struct NormalizeArgs {
 };
 
 // dx = a * (dy - dy_hi) + b * xhat + c   with   xhat = (x - hi) * inv_std, and full, with weights w:
-// dx = a * (dy - w * dy_hi) + w * (b * xhat + c) + d * v
+// dx = a * (dy - w * dy_hi) + w * (b * xhat + c) + d * (v - v_hi)
 struct InputGradArgs {
     const void* dy;
     std::int64_t dy_stride;
@@ -154,7 +154,7 @@ struct InputGradArgs {
     bool uniform = false;  // one weight for each row
     const void* v = nullptr;
     std::int64_t v_stride = 0;
-    const void* d = nullptr;
+    const void *d = nullptr, *v_hi = nullptr;
     void* dresidual = nullptr;  // where dy goes that the activation let through
     std::int64_t dresidual_stride = 0;
 };
