@@ -126,7 +126,7 @@ def summary(found: Row) -> str:
         *_in_caches(_float32_with_all_threads(kept)),
         *_steps(steps),
         *_variants(variants),
-        *_disturbed(rows + variants),
+        *_disturbed([*rows, *variants]),
         *(f"note: {note}" for note in found["notes"]),
     ]
     return "\n".join(["", *parts])
