@@ -1,15 +1,19 @@
 """Batch norm as its definition says, in two passes of NumPy: what the library is compared with.
 
-float32 data is computed in float64, float64 data in longdouble. A result comes as a Value: the number, and how far
-from it the library's rounding may end, term by term from the arithmetic that DESIGN describes:
+float32 data, and float16 and bfloat16, is computed in float64, float64 data in longdouble. A result comes as a Value:
+the number, and how far from it the library's rounding may end, term by term from the arithmetic that DESIGN describes:
 
-- u, half an ulp of the data's type, for each rounding of a term: of a difference, a coefficient, a product, a sum.
+- u, half an ulp of the arithmetic's type (the data's; float32 for 16 bits), for each rounding of a term: of a
+  difference, a coefficient, a product, a sum.
+- half an ulp of the data's type more, where that has 16 bits: y and dx are rounded to it once.
 - 2**-53 for each rounding of what is computed in float64 for each statistic before: 1 / sqrt(var + eps) * gamma.
 - the statistics are float64 sums of n terms, whose roundings add up like a random walk: STATISTICS(n) below.
+  Those of 16-bit data start as float32 sums: what DESIGN promises.
 """
 
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 
@@ -32,10 +36,26 @@ class Backward(NamedTuple):
     dbeta: Value
 
 
+def finfo(dtype):
+    """np.finfo, of bfloat16 too."""
+    return ml_dtypes.finfo(dtype)
+
+
+def is_half(dtype):
+    return np.dtype(dtype).itemsize == 2
+
+
 def assert_matches(got, want, name="result"):
     got = np.asarray(got)
     assert got.shape == want.exact.shape, f"{name} has shape {got.shape}, not {want.exact.shape}"
-    excess = np.abs(got - want.exact) - want.error - 4 * np.finfo(got.dtype).smallest_subnormal
+    subnormal = 4 * float(finfo(got.dtype).smallest_subnormal)
+    if is_half(got.dtype):
+        largest = float(finfo(got.dtype).max)
+        got = got.astype(np.float64)
+        # What is too large for the type is infinite.
+        too_large = np.isinf(got) & (np.sign(got) * want.exact + want.error > largest)
+        got = np.where(too_large, want.exact, got)
+    excess = np.abs(got - want.exact) - want.error - subnormal
     if not np.all(excess <= 0):  # also for NaN
         at = np.unravel_index(np.argmax(np.where(np.isnan(excess), np.inf, excess)), got.shape)
         raise AssertionError(f"{name}{list(at)} is {got[at]!r}, not {want.exact[at]!r} +- {want.error[at]!r}")
@@ -58,9 +78,9 @@ def forward(x, axis=1, gamma=None, beta=None, eps=1e-5):
     var = box.mean((box.x - mean) ** 2)
     inv_std = 1 / np.sqrt(var + eps)
     # Chunks of x are merged by the differences of their means, float64 numbers.
-    var_error = box.statistics * var + 8 * 2.0**-53 * np.abs(mean) * np.sqrt(var)
+    var_error = box.squares * var + 8 * 2.0**-53 * np.abs(mean) * np.sqrt(var)
     return Forward(
-        _normalized(box, mean, inv_std, gamma, beta, box.statistics),
+        _normalized(box, mean, inv_std, gamma, beta, box.squares),
         box.value(mean, box.statistics * (np.abs(mean) + np.sqrt(var))),
         box.value(var, var_error),
         box.value(inv_std, 4 * 2.0**-53 * inv_std + var_error / 2 * inv_std**3),
@@ -90,7 +110,8 @@ def backward(dy, x, axis=1, gamma=None, eps=1e-5, grad_dtype=None):
     rms = np.sqrt(box.mean(dy**2))
     error = box.roundings(8) * (np.abs(first) + np.abs(second))
     error = error + box.statistics * np.abs(gamma) * inv_std * rms * condition * (1 + np.abs(xhat))
-    return Backward(Value(first - second, error), *_param_grads(box, dy, xhat, condition, grad_dtype))
+    dx = box.stored(first - second, error)
+    return Backward(dx, *_param_grads(box, dy, xhat, condition, grad_dtype))
 
 
 def inference_backward(dy, x, mean, var, axis=1, gamma=None, eps=1e-5, grad_dtype=None):
@@ -101,7 +122,7 @@ def inference_backward(dy, x, mean, var, axis=1, gamma=None, eps=1e-5, grad_dtyp
     dx = box.spread(1 if gamma is None else gamma) * inv_std * dy
     xhat = (box.x - box.spread(mean)) * inv_std
     # The coefficient is rounded, and the product.
-    return Backward(Value(dx, box.roundings(2) * np.abs(dx)), *_param_grads(box, dy, xhat, 1, grad_dtype))
+    return Backward(box.stored(dx, box.roundings(2) * np.abs(dx)), *_param_grads(box, dy, xhat, 1, grad_dtype))
 
 
 def grad_sums(dy, x, mean, axis=1):
@@ -117,15 +138,15 @@ def _normalized(box, mean, inv_std, gamma, beta, statistics):
     # gamma * xhat is rounded 3 times (x - mean, coefficient, sum), beta twice.
     error = box.roundings(4) * (np.abs(gamma * xhat) + np.abs(beta))
     error = error + statistics * np.abs(gamma) * (1 + np.abs(mean) * inv_std) * (1 + np.abs(xhat))
-    return Value(gamma * xhat + beta, error)
+    return box.stored(gamma * xhat + beta, error)
 
 
 def _param_grads(box, dy, xhat, condition, grad_dtype):
-    u = np.finfo(grad_dtype or box.dtype).eps / 2
+    u = float(finfo(grad_dtype or box.dtype).eps) / 2
     sum_dy, sum_dy_xhat = box.sum(dy), box.sum(dy * xhat)
     sizes = box.sum(np.abs(dy * xhat)) + box.sum(np.abs(dy)) * condition, box.sum(np.abs(dy))
     return (
-        box.value(total, u * np.abs(total) + box.statistics * size)
+        box.value(total, (u + box.squares - box.statistics) * np.abs(total) + box.statistics * size)
         for total, size in zip((sum_dy_xhat, sum_dy), sizes, strict=True)
     )
 
@@ -135,17 +156,24 @@ class _Box:
 
     def __init__(self, x, axis):
         self.dtype = x.dtype
-        self.u = np.finfo(x.dtype).eps / 2
+        half = is_half(x.dtype)
+        self.u = float(finfo(np.float32 if half else x.dtype).eps) / 2
+        self.storage = float(finfo(x.dtype).eps) / 2 if half else 0.0
         self.kept = kept_axes(x, axis)
         self.reduced = tuple(a for a in range(x.ndim) if a not in self.kept)
         self.x = self.widen(np.asarray(x))
         self.count = int(np.prod([x.shape[a] for a in self.reduced]))
         # STATISTICS(n): roundings of n additions in float64, of squares of differences from a pivot that may be four
         # standard deviations from the mean: 1 + 4**2 times the variance.
-        self.statistics = 2.0**-53 * 17 * (8 + np.sqrt(self.count))
+        self.statistics = 1e-7 if half else 2.0**-53 * 17 * (8 + np.sqrt(self.count))
+        self.squares = 1e-6 if half else self.statistics  # half of what 1e-6 for inv_std allows
 
     def roundings(self, count):
         return count * self.u + 4 * 2.0**-53
+
+    def stored(self, exact, error):
+        """A Value of x's type."""
+        return Value(exact, error + self.storage * (np.abs(exact) + error))
 
     def widen(self, array):
         return np.asarray(array).astype(np.longdouble if self.dtype == np.float64 else np.float64)
