@@ -28,6 +28,10 @@ with the same threads, in the same turns. What is shown are medians and quartile
 
 PyTorch's backward takes no output. Its rows are measured twice: in a process whose allocator keeps its pages, and in
 one as users have it, where page faults come on top.
+
+--step and --variants measure something else instead, with all threads, over the shapes of ResNet-50 with 32 samples
+(--variants with --quick or --case: over those that are asked for). The unit of --variants is the plain float32 call
+of the same task in the same turns; its goals are for tensors past the last-level cache.
 """
 
 # glibc's allocator then never gives memory back: the next array of a size lies in pages that exist already. One arena,
