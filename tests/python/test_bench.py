@@ -452,14 +452,36 @@ def test_variants_beside_pytorch(found_variants):
     assert all(f"{fused[row['task']]} / PyTorch" in row["ratios"] for row in found["variants"])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_variants_of_16_bits(found_variants, dtype):
+def needs_half(dtype):
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
     try:
         bn.moments(np.zeros((2, 1), dtype))
     except TypeError as error:
         pytest.skip(f"this build has no {dtype}: {error}")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("task", TASKS)
+def test_checks_of_16_bits_find_what_is_wrong(task, dtype):
+    needs_half(dtype)
+    problem = dataclasses.replace(small_problem(dtype=dtype), gamma=np.float32([2] * 8), beta=np.float32([1] * 8))
+    channels = check.checked_channels(problem)
+    expected = check.reference(problem, task, channels)
+    results = variants._results(variants._plain(problem, task))
+    assert all(array.dtype.name == (dtype if array.ndim == 4 else "float32") for array in results.values())
+    variants._check(problem, dtype, results, expected, channels)
+    for part, array in results.items():
+        with_nan = array.copy()
+        with_nan.flat[-1] = np.nan
+        for wrong in ((array.astype(np.float32) * np.float32(1.02)).astype(array.dtype), with_nan):
+            with pytest.raises(ArithmeticError, match=part):
+                variants._check(problem, dtype, results | {part: wrong}, expected, channels)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_variants_of_16_bits(found_variants, dtype):
+    needs_half(dtype)
     found, _ = found_variants
     assert all(f"{dtype} / plain" in row["ratios"] for row in found["variants"])
 
