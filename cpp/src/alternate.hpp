@@ -41,8 +41,15 @@ inline void both(const kernels::FlavourKernels& flavour, const kernels::RowGradS
 template <class Reduce, class Apply>
 void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written) noexcept {
     const Box& box = stages.box;
-    const DirectRows from(box, Uses(box, Reduce::access), read.group), to(box, Uses(box, Apply::access), written.group);
+    DirectRows from(box, Uses(box, Reduce::access), read.group), to(box, Uses(box, Apply::access), written.group);
     const int64_t reads = read.channels.size(), writes = written.channels.size();
+    Span source, target;
+    Looked looked[most_alternate_block];
+    for (int64_t b = 0; b < writes; ++b) {
+        const int64_t c = written.group * Memory::coefficient_pitch(box) + written.channels.begin + b;
+        for (int i = 0; i < Apply::coefficients(box); ++i)
+            looked[b][i] = static_cast<const char*>(stages.memory.coefficients[i]) + c * Memory::coefficient_size(box);
+    }
 
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
         const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
@@ -52,15 +59,13 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
             sums[b].clear();
             terms.around(read.channels.begin + b, sums[b].around);
         }
-        for (int64_t o = outers.begin; o < outers.end; ++o)
+        for (int64_t o = outers.begin; o < outers.end; ++o) {
+            from.go_to(o, inners);
+            to.go_to(o, inners);
             for (int64_t b = 0; b < reads || b < writes; ++b) {
-                const int64_t read_c = read.channels.begin + b, written_c = written.channels.begin + b;
-                const Span source = from.row(o, b < reads ? read_c : 0, inners);
-                const Span target = to.row(o, b < writes ? written_c : 0, inners);
-                Looked at = {};
-                const int64_t c = written.group * Memory::coefficient_pitch(box) + written_c;
-                for (int i = 0; i < Apply::coefficients(box); ++i)
-                    at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + c * Memory::coefficient_size(box);
+                if (b < reads) from.move(source, read.channels.begin + b);
+                if (b < writes) to.move(target, written.channels.begin + b);
+                const Looked& at = looked[b < writes ? b : 0];
                 const bool stream = streams(stages, target);
 
                 if (b >= writes)
@@ -70,6 +75,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 else
                     both(stages.flavour, terms.row_args(source, sums[b]), Apply::args(stages, target, at, stream));
             }
+        }
         for (int64_t b = 0; b < reads; ++b) {
             const int64_t c = read.channels.begin + b;
             // Once more, alone. What is direct needs no worker's memory.

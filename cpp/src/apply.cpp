@@ -69,9 +69,15 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
         });
     } else if (inners.size() * unit >= long_row_bytes && box.direct()) {
         // In memory order, the channels of an outer index after each other.
-        const DirectRows rows(box, uses, g);
-        for (int64_t o = outers.begin; o < outers.end; ++o)
-            for (int64_t c = channels.begin; c < channels.end; ++c) write(rows.row(o, c, inners), c - channels.begin);
+        DirectRows rows(box, uses, g);
+        Span span;
+        for (int64_t o = outers.begin; o < outers.end; ++o) {
+            rows.go_to(o, inners);
+            for (int64_t c = channels.begin; c < channels.end; ++c) {
+                rows.move(span, c);
+                write(span, c - channels.begin);
+            }
+        }
     } else {
         for (int64_t c = channels.begin; c < channels.end; ++c)
             for_each_span(box, {g, {c, c + 1}, outers, inners}, uses, tiles,

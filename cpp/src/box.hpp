@@ -42,12 +42,13 @@ struct Operand {
     bool in_place() const noexcept { return direct || uniform; }
 
     int64_t offset(const Level& level, LevelName name, int64_t index) const noexcept {
+        if (level.rank <= 1) return index * stride[name][0];
         int64_t bytes = 0;
         for (int d = level.rank - 1; d > 0; --d) {
             bytes += index % level.size[d] * stride[name][d];
             index /= level.size[d];
         }
-        return level.rank == 0 ? 0 : bytes + index * stride[name][0];
+        return bytes + index * stride[name][0];
     }
 };
 

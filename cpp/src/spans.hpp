@@ -15,8 +15,8 @@ struct Region {
 };
 
 struct Span {
-    int64_t rows, n;
-    int64_t first;  // the first element's place in the region's row: in lanes, the offset of per-channel values
+    int64_t rows = 0, n = 0;
+    int64_t first = 0;  // the first element's place in the region's row: in lanes, the offset of per-channel values
     char* data[roles] = {};  // null, with stride 0, for an operand that is not used
     int64_t stride[roles] = {};
     std::uint8_t* mask = nullptr;  // null where the call has none
@@ -27,28 +27,43 @@ struct Span {
 class DirectRows {
   public:
     DirectRows(const Box& box, const Uses& uses, int64_t g) noexcept : box_(box), group_(g) {
-        for (int r = 0; r < roles; ++r)
-            if (uses.of[r] != Access::none)
-                base_[r] = box.operand[r].data + box.operand[r].offset(box.level[group], group, g);
+        for (int r = 0; r < roles; ++r) {
+            if (uses.of[r] == Access::none) continue;
+            used_[count_++] = r;
+            base_[r] = box.operand[r].data + box.operand[r].offset(box.level[group], group, g);
+        }
     }
 
-    Span row(int64_t o, int64_t c, Range inners) const noexcept {
-        Span span{1, inners.size(), 0};
-        for (int r = 0; r < roles; ++r) {
-            if (!base_[r]) continue;
+    // The rows that follow have this outer index, and these of their elements.
+    void go_to(int64_t o, Range inners) noexcept {
+        outer_ = o;
+        inners_ = inners;
+        for (int i = 0; i < count_; ++i) {
+            const int r = used_[i];
             const Operand& operand = box_.operand[r];
-            span.data[r] = base_[r] + operand.offset(box_.level[outer], outer, o) +
-                           operand.offset(box_.level[channel], channel, c) +
-                           (operand.uniform ? 0 : inners.begin * operand.unit);
+            row_[r] = base_[r] + operand.offset(box_.level[outer], outer, o) +
+                      (operand.uniform ? 0 : inners.begin * operand.unit);
         }
-        span.mask = box_.mask_at(group_, o, c, inners.begin);
-        return span;
+    }
+
+    // Moves a span to a channel's row. It has been to others of the same operands before, or is new: clearing it each
+    // time would take as long as the rest.
+    void move(Span& span, int64_t c) const noexcept {
+        span.rows = 1;
+        span.n = inners_.size();
+        for (int i = 0; i < count_; ++i) {
+            const int r = used_[i];
+            span.data[r] = row_[r] + box_.operand[r].offset(box_.level[channel], channel, c);
+        }
+        if (box_.mask) span.mask = box_.mask_at(group_, outer_, c, inners_.begin);
     }
 
   private:
     const Box& box_;
-    int64_t group_;
-    char* base_[roles] = {};
+    int64_t group_, outer_ = 0;
+    Range inners_{0, 0};
+    int count_ = 0, used_[roles];
+    char *base_[roles], *row_[roles];
 };
 
 // A tile holds one operand's share of a kernel call; a worker has one for each operand that is not direct.
