@@ -161,7 +161,7 @@ void Validator::weigh(const View& weights) noexcept {
                           batchnorm::name(weights.dtype), batchnorm::name(expected), batchnorm::name(x_->dtype));
         return;
     }
-    const bool whole = weights.rank == x_->rank && kept_rank_ > 0;
+    const bool whole = weights.rank == x_->rank;
     weights_ = *x_;
     weights_.data = weights.data;
     weights_.dtype = weights.dtype;
