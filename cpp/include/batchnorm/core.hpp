@@ -285,7 +285,8 @@ BATCHNORM_API Status batch_norm_backward_from_output(const View& dy, const View&
                                                      const Options& options = {}) noexcept;
 
 // The two halves of batch_norm, for statistics that come from more than one tensor. Fused and split calls on the
-// same tensor give the same bits. moments takes weights and group_size, normalize activation, residual and group_size.
+// same tensor give the same bits. moments takes weights and group_size, normalize activation, residual, group_size and,
+// only to check them, weights.
 BATCHNORM_API Status moments(const View& x, const Axes& axes, const MutMoments& out,
                              const Options& options = {}) noexcept;
 BATCHNORM_API Status normalize(const View& x, const Axes& axes, const Moments& moments, const Param& gamma,
