@@ -40,7 +40,8 @@ struct Call {
     bool has(Role role) const noexcept { return !absent(views[role]); }
     // Whether it needs the full flavour of the kernels.
     bool is_full() const noexcept {
-        return epilogue.activates || has(role_residual) || has(role_y) || has(role_v) || has(role_weights);
+        return epilogue.activates || epilogue.zeros_count_nothing || has(role_residual) || has(role_y) || has(role_v) ||
+               has(role_weights);
     }
 };
 
