@@ -58,7 +58,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 const int64_t c = written.group * Memory::coefficient_pitch(box) + written_c;
                 for (int i = 0; i < Apply::coefficients(box); ++i)
                     at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + c * Memory::coefficient_size(box);
-                const bool stream = streams<Apply>(stages, target);
+                const bool stream = streams(stages, target);
 
                 if (b >= writes)
                     terms.add(terms.row_args(source, terms.around(read_c), sums[b]));

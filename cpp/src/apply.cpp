@@ -56,7 +56,7 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
     const auto write = [&](const Span& span, int64_t first) {
         Looked at = {};
         for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * Memory::coefficient_size(box);
-        Terms::write(stages, Terms::args(stages, span, at, streams<Terms>(stages, span)));
+        Terms::write(stages, Terms::args(stages, span, at, streams(stages, span)));
     };
     if (box.pattern == Pattern::lane) {
         const Region region{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};

@@ -100,22 +100,15 @@ using ScaleActivated = InputGradOf<false>;
 template <class Terms>
 void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept;
 
-// Whether rows of the outputs can be streamed with profit. A line that is written partly by streams and partly through
+// Whether rows of the output can be streamed with profit. A line that is written partly by streams and partly through
 // the caches costs more than streaming saves: rows must start and end on lines, or be so long that their ends do not
-// count; the full flavour has no head (kernels/rows-inl.hpp), and starts on lines. A tile is read again at once, to
-// unpack it.
-template <class Terms>
-bool streams(const Stages& stages, const Span& span) noexcept {
-    if (!stages.stream) return false;
+// count. A tile is read again at once, to unpack it.
+inline bool streams(const Stages& stages, const Span& span) noexcept {
+    if (!stages.stream || !stages.box.operand[role_out].direct) return false;
     const int64_t unit = item_size(stages.box.dtype), row_bytes = span.n * unit;
-    std::uintptr_t ends = 0;
-    for (int r = 0; r < roles; ++r) {
-        if (Terms::access[r] != Access::write || !span.data[r]) continue;
-        if (!stages.box.operand[r].direct) return false;
-        ends |= reinterpret_cast<std::uintptr_t>(span.data[r]) | static_cast<std::uintptr_t>(span.stride[r]);
-    }
-    const bool is_full = &stages.flavour == &stages.kernels.full;
-    if (row_bytes >= 4096) return ends % static_cast<std::uintptr_t>(is_full ? 64 : unit) == 0;
+    const auto ends =
+        reinterpret_cast<std::uintptr_t>(span.data[role_out]) | static_cast<std::uintptr_t>(span.stride[role_out]);
+    if (row_bytes >= 4096) return ends % static_cast<std::uintptr_t>(unit) == 0;
     return ends % 64 == 0 && row_bytes % 64 == 0;
 }
 

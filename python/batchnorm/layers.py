@@ -10,17 +10,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .functional import Axis, batch_norm, batch_norm_backward, batch_norm_inference, batch_norm_inference_backward
+from ._core import Saved
+from .functional import (
+    Activation,
+    Axis,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_inference,
+    batch_norm_inference_backward,
+)
 from .statistics import Grads
 
 
 class Context:
     """What one forward call of a layer leaves for its backward: a reference to x, and the statistics used."""
 
-    def __init__(self, x: Any, statistics: Any, frozen: bool) -> None:
+    def __init__(self, x: Any, statistics: Any, y: Any, frozen: bool, residual: bool) -> None:
         self._x = x
         self._statistics = statistics  # Saved, or (mean, var) where the layer was frozen
+        self._y = y  # where the layer was frozen and activates: its sign is the mask
         self._frozen = frozen
+        self._residual = residual
 
 
 class BatchNorm:
@@ -32,12 +42,19 @@ class BatchNorm:
         running <- (1 - momentum) * running + momentum * statistic
 
     with the unbiased variance, sum((x - mean)^2) / (M - 1); `eval` and `freeze` use the running statistics instead.
+    activation ("relu", "leaky_relu") comes last, after a residual that a call may be given. group_size is that of
+    `batch_norm`: groups of samples have statistics of their own, and the running ones are those of the whole batch.
+    Weights of a call, `batch_norm`'s, give elements a share in the statistics of training; M is then
+    (sum w)^2 / sum(w^2), where that is not above 1 the variance stays biased, and a channel without any weight keeps
+    its running statistics.
+
     gamma (ones; None if not scale), beta (zeros; None if not center), running_mean (zeros), running_var (ones) and the
     gradients dgamma and dbeta are NumPy arrays of dtype that are written in place and never replaced.
 
     ``y = layer(x)`` keeps a reference to x until ``dx = layer.backward(dy)`` uses it; in `eval` it keeps nothing, has
     no backward, and may be called by several threads at once. For several calls before a backward,
-    ``y, ctx = layer.forward(x)`` and ``dx = layer.backward(dy, ctx)``.
+    ``y, ctx = layer.forward(x)`` and ``dx = layer.backward(dy, ctx)``. After the backward of a call with a residual,
+    dresidual is its gradient.
     """
 
     def __init__(
@@ -49,6 +66,9 @@ class BatchNorm:
         momentum: float = 0.1,
         center: bool = True,
         scale: bool = True,
+        group_size: int | None = None,
+        activation: Activation = None,
+        negative_slope: float = 0.01,
         dtype: npt.DTypeLike = "float32",
         threads: int | None = None,
     ) -> None:
@@ -60,6 +80,12 @@ class BatchNorm:
             raise ValueError(f"eps must be positive and finite, got {eps}")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be from 0 to 1, got {momentum}")
+        if group_size is not None and operator.index(group_size) < 1:
+            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        if activation not in (None, "relu", "leaky_relu"):
+            raise ValueError(f"activation {activation!r} is unknown, expected None, 'relu' or 'leaky_relu'")
+        if not math.isfinite(negative_slope):
+            raise ValueError(f"negative_slope must be finite, got {negative_slope}")
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"dtype must be a float type, got {np.dtype(dtype)}")
         if threads is not None and operator.index(threads) < 1:
@@ -68,7 +94,11 @@ class BatchNorm:
         self.axis = axis
         self.eps = eps
         self.momentum = momentum
+        self.group_size = group_size
+        self.activation = activation
+        self.negative_slope = negative_slope
         self.threads = threads
+        self.dresidual: Any = None
         self._mode = "train"
         self._context: Context | None = None
 
@@ -104,21 +134,36 @@ class BatchNorm:
 
     # --------------------------------------------------------------------------------- forward and backward
 
-    def __call__(self, x: Any, *, out: Any = None) -> Any:
+    def __call__(self, x: Any, *, residual: Any = None, weights: Any = None, out: Any = None) -> Any:
         """Return y, and remember what backward needs, unless in eval."""
-        y, context = self.forward(x, out=out)
+        y, context = self.forward(x, residual=residual, weights=weights, out=out)
         if context is not None:
             self._context = context
         return y
 
-    def forward(self, x: Any, *, out: Any = None) -> tuple[Any, Context | None]:
-        """Return y and the context that backward takes (None in eval)."""
+    def forward(
+        self, x: Any, *, residual: Any = None, weights: Any = None, out: Any = None
+    ) -> tuple[Any, Context | None]:
+        """Return y and the context that backward takes (None in eval). weights count in training alone."""
         self._check_features(x)
         gamma, beta = _beside(x, self.gamma), _beside(x, self.beta)
         if self._mode == "train":
-            y, saved = batch_norm(x, gamma, beta, axis=self.axis, eps=self.eps, out=out, threads=self.threads)
-            self._track(np.asarray(saved.mean), np.asarray(saved.var), saved.count)
-            return y, Context(x, saved, frozen=False)
+            y, saved = batch_norm(
+                x,
+                gamma,
+                beta,
+                axis=self.axis,
+                eps=self.eps,
+                group_size=self.group_size,
+                weights=weights,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                residual=residual,
+                out=out,
+                threads=self.threads,
+            )
+            self._track(x, saved)
+            return y, Context(x, saved, None, frozen=False, residual=residual is not None)
         mean, var = self.running_mean, self.running_var
         if self._mode == "freeze":
             mean, var = mean.copy(), var.copy()  # as they are now, whatever is loaded before backward
@@ -130,15 +175,22 @@ class BatchNorm:
             beta,
             axis=self.axis,
             eps=self.eps,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
             out=out,
             threads=self.threads,
         )
-        return y, Context(x, (mean, var), frozen=True) if self._mode == "freeze" else None
+        if self._mode == "eval":
+            return y, None
+        kept_y = y if self.activation else None
+        return y, Context(x, (mean, var), kept_y, frozen=True, residual=residual is not None)
 
     def backward(self, dy: Any, ctx: Context | None = None, *, accumulate: bool = False, out: Any = None) -> Any:
         """Return dx, and write dgamma and dbeta into the layer's arrays (add to them if accumulate).
 
-        Uses up the context, ctx or that of the last call: a second backward is a RuntimeError.
+        dresidual becomes the gradient of that call's residual, or None. Uses up the context, ctx or that of the last
+        call: a second backward is a RuntimeError.
         """
         context = self._context if ctx is None else ctx
         if context is None:
@@ -151,16 +203,35 @@ class BatchNorm:
             mean, var = (_beside(x, statistic) for statistic in context._statistics)
             gamma = _beside(x, self.gamma)
             grads = batch_norm_inference_backward(
-                dy, x, mean, var, gamma, axis=self.axis, eps=self.eps, out=out, threads=self.threads
+                dy,
+                x,
+                mean,
+                var,
+                gamma,
+                y=context._y,
+                axis=self.axis,
+                eps=self.eps,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                need_dresidual=context._residual,
+                out=out,
+                threads=self.threads,
             )
         else:
             grads = batch_norm_backward(
-                dy, x, context._statistics, _beside(x, self.gamma), out=out, threads=self.threads
+                dy,
+                x,
+                context._statistics,
+                _beside(x, self.gamma),
+                need_dresidual=context._residual,
+                out=out,
+                threads=self.threads,
             )
         for total, grad in ((self.dgamma, grads.dgamma), (self.dbeta, grads.dbeta)):
             if total is not None:
                 total[...] = total + np.asarray(grad) if accumulate else np.asarray(grad)
-        context._x = context._statistics = None
+        self.dresidual = grads.dresidual
+        context._x = context._y = context._statistics = None
         return grads.dx
 
     def _check_features(self, x: Any) -> None:
@@ -172,12 +243,24 @@ class BatchNorm:
         if features != self._shape:
             raise ValueError(f"x has {features} features along axis {self.axis}, this layer has {self._shape}")
 
-    def _track(self, mean: npt.NDArray[Any], var: npt.NDArray[Any], count: float | None) -> None:
-        if not count:
+    def _track(self, x: Any, saved: Saved) -> None:
+        mean, var, count = (
+            np.asarray(saved.mean),
+            np.asarray(saved.var),
+            np.asarray(saved.count if saved.count is not None else 0.0),
+        )
+        if saved.group_size is not None:
+            mean, var, count = _pooled(mean, var, count)
+        if not count.any():
             return  # an empty batch says nothing
+        values = count if saved.weights is None else _effective_count(x.shape, saved)
+        above_one = np.where(values > 1, values - 1, values + (values == 0))
+        unbiased = var * (values / above_one)
         m = self.momentum
-        self.running_mean[...] = (1 - m) * self.running_mean + m * mean
-        self.running_var[...] = (1 - m) * self.running_var + m * var * (count / (count - 1))
+        some = count > 0
+        for running, statistic in ((self.running_mean, mean), (self.running_var, unbiased)):
+            moved = (1 - m) * running + m * statistic
+            running[...] = moved if some.all() else np.where(some, moved, running)
         self.num_batches_tracked += 1
 
     # ------------------------------------------------------------------------------------------- parameters
@@ -236,13 +319,19 @@ class BatchNorm:
             state[key][...] = value
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the batch that a pending backward would need."""
-        return {**self.__dict__, "_context": None}
+        """Everything but the batch that a pending backward would need, and its gradients."""
+        return {**self.__dict__, "_context": None, "dresidual": None}
 
     def __repr__(self) -> str:
         off = "".join(
             f", {name}=False" for name, array in (("center", self.beta), ("scale", self.gamma)) if array is None
         )
+        if self.group_size is not None:
+            off += f", group_size={self.group_size}"
+        if self.activation is not None:
+            off += f", activation={self.activation!r}"
+        if self.activation == "leaky_relu":
+            off += f", negative_slope={self.negative_slope}"
         return (
             f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}{off}, "
             f"dtype={self.running_mean.dtype.name!r}, mode={self._mode!r})"
@@ -258,6 +347,27 @@ def _shape_of(num_features: int | tuple[int, ...]) -> tuple[int, ...]:
     if any(size < 0 for size in shape):
         raise ValueError(f"num_features must not be negative, got {num_features}")
     return shape
+
+
+def _pooled(mean: Any, var: Any, count: Any) -> tuple[Any, Any, Any]:
+    """Mean, biased variance and count of all groups together, from those of each, along the first axis."""
+    total = count.sum(0)
+    shares = count / (total + (total == 0))
+    pooled = (shares * mean).sum(0)
+    return pooled, (shares * (var + (mean - pooled) ** 2)).sum(0), total
+
+
+def _effective_count(shape: tuple[int, ...], saved: Saved) -> Any:
+    """(sum w)^2 / sum(w^2) of each statistic of an x of this shape; 0 where there is no weight."""
+    weights = np.asarray(saved.weights, np.float64)
+    axes = saved.axis if isinstance(saved.axis, tuple) else (saved.axis,)
+    kept = {axis % len(shape) for axis in axes}
+    reduced = tuple(axis for axis in range(len(shape)) if axis not in kept)
+    if weights.ndim < len(shape):
+        weights = np.expand_dims(weights, tuple(sorted(kept)))
+    weights = np.broadcast_to(weights, [1 if a in kept and weights.shape[a] == 1 else n for a, n in enumerate(shape)])
+    total, squares = weights.sum(reduced), (weights**2).sum(reduced)
+    return total**2 / (squares + (squares == 0))
 
 
 def _beside(x: Any, array: npt.NDArray[Any] | None) -> Any:

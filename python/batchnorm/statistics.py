@@ -69,12 +69,16 @@ class Moments:
     def var(self, correction: float = 0) -> Any:
         """m2 / (count - correction): the biased variance, or with correction=1 the unbiased one.
 
-        0 where the count is 0 and correction too.
+        Where there are counts for each statistic, one of 0 has the variance 0.
         """
-        enough = self.count > correction if correction else self.count >= 0
-        if not (enough if isinstance(enough, bool) else enough.all()):
+        if isinstance(self.count, float | int):
+            enough, nothing = self.count > correction, False
+        else:
+            nothing = (self.count == 0) & (correction == 0)
+            enough = bool(((self.count > correction) | nothing).all())
+        if not enough:
             raise ValueError(f"var with correction {correction} needs a larger count than {self.count}")
-        return self.m2 / (self.count - correction + (self.count == correction))
+        return self.m2 / (self.count - correction + nothing)
 
 
 @dataclass(frozen=True, eq=False)

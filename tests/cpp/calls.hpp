@@ -17,15 +17,9 @@ inline constexpr Op all_ops[] = {Op::batch_norm,
                                  Op::input_grad};
 
 inline const char* name(Op op) {
-    constexpr const char* names[] = {"batch_norm",
-                                     "batch_norm_backward",
-                                     "batch_norm_inference",
-                                     "batch_norm_inference_backward",
-                                     "moments",
-                                     "normalize",
-                                     "grad_sums",
-                                     "input_grad",
-                                     "batch_norm_backward_from_output"};
+    constexpr const char* names[] = {
+        "batch_norm", "batch_norm_backward", "batch_norm_inference", "batch_norm_inference_backward",  "moments",
+        "normalize",  "grad_sums",           "input_grad",           "batch_norm_backward_from_output"};
     return names[static_cast<int>(op)];
 }
 

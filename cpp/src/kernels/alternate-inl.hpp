@@ -19,7 +19,7 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
     Reader reader(read);
     const Writer writer(write);
     // What is written is cut where a vector of the output starts.
-    const int64_t head = writer.head(turn), n = read.n;
+    const int64_t head = head_of(writer.out(0), turn), n = read.n;
     int64_t written = 0;
     for (int64_t i = 0; i < n; i += turn) {
         const int64_t end = i + turn < n ? i + turn : n, until = end + head < n ? end + head : n;

@@ -10,37 +10,42 @@ namespace {
 
 using batchnorm::kernels::Activated;
 
-// The mask of a vector: its first element is the i-th of the row, a multiple of the vector's width.
+// How many bytes hold the bits of a vector, or of its first `left` elements, whose first bit is the shift-th of a byte.
+template <class V, class... Left>
+constexpr unsigned bytes_of_bits(unsigned shift, Left... left) {
+    const auto bits = static_cast<unsigned>((V::width + ... + (left - V::width)));
+    return (shift + bits + 7) / 8;
+}
+
+// The mask of a vector: its first element is the i-th of the row.
 template <class V, class... Left>
 typename V::Mask read_mask(const std::uint8_t* row, int64_t i, Left... left) {
     const std::uint8_t* at = row + i / 8;
-    if constexpr (V::width <= 8) {
-        return V::mask_of(static_cast<unsigned>(*at) >> (i % 8));
-    } else {
-        std::uint16_t bits = 0;
-        if constexpr (sizeof...(left) == 0)
-            __builtin_memcpy(&bits, at, sizeof bits);
-        else
-            __builtin_memcpy(&bits, at, static_cast<unsigned>((left + ... + 7) / 8));
-        return V::mask_of(bits);
-    }
+    const auto shift = static_cast<unsigned>(i % 8);
+    unsigned bits = 0;
+    if (sizeof...(left) == 0 && shift == 0)
+        __builtin_memcpy(&bits, at, bytes_of_bits<V>(0));
+    else
+        for (unsigned byte = 0; byte < bytes_of_bits<V>(shift, left...); ++byte)
+            bits |= static_cast<unsigned>(at[byte]) << (8 * byte);
+    return V::mask_of(bits >> shift);
 }
 
+// A row is written in order: what its first byte has below these bits stays, and what follows them is written next.
 template <class V, class... Left>
 void write_mask(typename V::Mask mask, std::uint8_t* row, int64_t i, Left... left) {
+    std::uint8_t* at = row + i / 8;
+    const auto shift = static_cast<unsigned>(i % 8);
     unsigned bits = bits_of(mask);
     if constexpr (sizeof...(left) == 1) bits &= (1u << (left + ...)) - 1;
-    std::uint8_t* at = row + i / 8;
-    if constexpr (V::width > 8) {
-        const auto both = static_cast<std::uint16_t>(bits);
-        if constexpr (sizeof...(left) == 0)
-            __builtin_memcpy(at, &both, sizeof both);
-        else
-            __builtin_memcpy(at, &both, static_cast<unsigned>((left + ... + 7) / 8));
-    } else {
-        const unsigned before = i % 8 == 0 ? 0u : *at;
-        *at = static_cast<std::uint8_t>(before | bits << (i % 8));
+    if (sizeof...(left) == 0 && shift == 0) {
+        __builtin_memcpy(at, &bits, bytes_of_bits<V>(0));
+        return;
     }
+    bits <<= shift;
+    if (shift > 0) bits |= *at & ((1u << shift) - 1);
+    for (unsigned byte = 0; byte < bytes_of_bits<V>(shift, left...); ++byte)
+        at[byte] = static_cast<std::uint8_t>(bits >> (8 * byte));
 }
 
 // Times slope; exactly 0 where that is 0, also for infinities.
@@ -58,12 +63,13 @@ V elements(const T* p, Left... left) {
         return widen(p, left...);
 }
 
-// Backward through an activation, the i-th elements on of a row: dy as far as it counts, and x, where it is restored.
+// Backward through an activation: dy as far as it counts, and x, where it is restored. They are the i-th elements on
+// from y, and have the bit-th bits on of the mask.
 template <class V, class T, class... Left>
 [[gnu::always_inline]] inline void pass_back(const Activated& activated, const T* y, const std::uint8_t* mask, V& dy,
-                                             V& x, int64_t i, Left... left) {
+                                             V& x, int64_t i, int64_t bit, Left... left) {
     if (!activated.some) return;
-    const typename V::Mask through = y ? above_zero(elements<V>(y + i, left...)) : read_mask<V>(mask, i, left...);
+    const typename V::Mask through = y ? above_zero(elements<V>(y + i, left...)) : read_mask<V>(mask, bit, left...);
     dy = select(through, dy, scaled(dy, activated.slope));
     if (activated.restores) x = select(through, x, scaled(x, 1 / activated.slope));
 }

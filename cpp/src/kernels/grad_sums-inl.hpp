@@ -29,7 +29,7 @@ template <Flavour flavour, class Args, class T, class... Left>
 [[gnu::always_inline]] inline void add_gradients(const Args& args, const GradientRow<T>& row, Vec<double> mean,
                                                  GradientSums& sums, int64_t i, Left... left) {
     Vec<double> dy = widen(row.dy + i, left...), x = widen(row.x + i, left...);
-    if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, left...);
+    if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, i, left...);
     Vec<double> difference = x - mean;
     if (flavour == Flavour::full && args.zeros_count_nothing)
         difference = select(not_zero(dy), difference, Vec<double>::all(0));

@@ -20,8 +20,6 @@ class InputGradient {
     explicit InputGradient(const InputGradArgs& args)
         : args_(args), hi_(args.hi), inv_std_(args.inv_std), dy_hi_(args.dy_hi), a_(args.a), b_(args.b), c_(args.c) {}
 
-    // As in Normalizer.
-    int head(int64_t n) const { return flavour == Flavour::full ? 0 : head_of(out(0), n); }
     const T* out(int64_t row) const { return row_at<T>(args_.dx, args_.dx_stride, row); }
 
     // As Normalizer::write.
@@ -55,25 +53,30 @@ class InputGradient {
     // What the full flavour does besides, in a row.
     struct More {
         const InputGradArgs& args;
+        int64_t begin;
         const T *y = nullptr, *v = nullptr;
         const A* weights = nullptr;
         const std::uint8_t* mask = nullptr;
-        T* dresidual = nullptr;
+        RowWriter<T, flavour> dresidual{nullptr, false};
 
-        More(const InputGradArgs& args_, int64_t row, int64_t begin) : args(args_) {
+        More(const InputGradArgs& args_, int64_t row, int64_t begin_) : args(args_), begin(begin_) {
             if constexpr (flavour != Flavour::full) return;
             if (args.y) y = row_at<T>(args.y, args.y_stride, row) + begin;
             if (args.v) v = row_at<T>(args.v, args.v_stride, row) + begin;
             if (args.weights) weights = row_at<A>(args.weights, args.weights_stride, row) + begin;
-            if (args.mask) mask = args.mask + args.mask_stride * row + begin / 8;
-            if (args.dresidual) dresidual = row_at<T>(args.dresidual, args.dresidual_stride, row) + begin;
+            if (args.mask) mask = args.mask + args.mask_stride * row;
+            if (!args.dresidual) return;
+            // Vectors are aligned for dx, and for another row only if that lies alike.
+            dresidual.row = row_at<T>(args.dresidual, args.dresidual_stride, row) + begin;
+            const T* dx = row_at<T>(args.dx, args.dx_stride, row) + begin;
+            dresidual.streams = args.stream && head_of(dresidual.row, Vec<A>::width) == head_of(dx, Vec<A>::width);
         }
 
         template <class... Left>
         void pass_back(Vec<A>& dy, Vec<A>& x, int64_t i, Left... left) const {
             if constexpr (flavour != Flavour::full) return;
-            ::pass_back(args.activated, y, mask, dy, x, i, left...);
-            if (dresidual) RowWriter<T, flavour>{dresidual, args.stream}.write(dy, i, left...);
+            ::pass_back(args.activated, y, mask, dy, x, i, begin + i, left...);
+            if (dresidual.row) dresidual.write(dy, i, left...);
         }
 
         // An element of weight 0 is left out, whatever x is there.

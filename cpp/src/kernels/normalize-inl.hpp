@@ -17,8 +17,6 @@ class Normalizer {
     explicit Normalizer(const NormalizeArgs& args)
         : args_(args), hi_(args.hi), scale_(args.scale), shift_(args.shift) {}
 
-    // Where a row may be cut that is written in parts.
-    int head(int64_t n) const { return flavour == Flavour::full ? 0 : head_of(out(0), n); }
     const T* out(int64_t row) const { return row_at<T>(args_.y, args_.y_stride, row); }
 
     // Elements of a row; in Pattern::lane all of them.
@@ -28,7 +26,7 @@ class Normalizer {
         std::uint8_t* mask = nullptr;
         if constexpr (flavour == Flavour::full) {
             if (args_.residual) residual = row_at<T>(args_.residual, args_.residual_stride, row) + begin;
-            if (args_.mask) mask = args_.mask + args_.mask_stride * row + begin / 8;
+            if (args_.mask) mask = args_.mask + args_.mask_stride * row;
         }
         const RowWriter<T, flavour> y{row_at<T>(args_.y, args_.y_stride, row) + begin, args_.stream};
         const bool goes_on = row + row_distance < args_.rows;
@@ -40,7 +38,7 @@ class Normalizer {
                 if (residual) v = v + load(residual + i, left...);
                 if (args_.activates) {
                     const typename Vec<A>::Mask through = above_zero(v);
-                    if (mask) write_mask<Vec<A>>(through, mask, i, left...);
+                    if (mask) write_mask<Vec<A>>(through, mask, begin + i, left...);
                     v = select(through, v, scaled(v, args_.slope));
                 }
             }

@@ -156,16 +156,16 @@ int head_of(const T* row, int64_t n) {
 // at run time (table.hpp).
 enum class Flavour { plain, streaming, full };
 
-// How a row is written. Past the caches needs aligned vectors, which come after a head; there is none in the full
-// flavour, whose masks are cut at whole vectors.
+// How a row is written. Past the caches needs aligned vectors, which come after a head.
 template <class T, Flavour flavour>
 struct RowWriter {
     T* row;
     bool streams;
 
-    int head(int64_t n) const { return flavour == Flavour::streaming ? head_of(row, n) : 0; }
+    bool past_caches() const { return flavour == Flavour::streaming || (flavour == Flavour::full && streams); }
+    int head(int64_t n) const { return past_caches() ? head_of(row, n) : 0; }
     void write(Vec<Arithmetic<T>> v, int64_t i) const {
-        if (flavour == Flavour::streaming || (flavour == Flavour::full && streams))
+        if (past_caches())
             stream(v, row + i);
         else
             store(v, row + i);

@@ -112,7 +112,7 @@ struct NormalizeArgs {
     std::int64_t rows, n;
     const void *hi, *scale, *shift;  // of the type of the arithmetic
     std::int64_t period;
-    bool stream;  // write past the caches, which y would only sweep; full: if y starts at a vector, and each row does
+    bool stream;  // write past the caches, which y would only sweep
     bool activates = false;
     double slope = 0;  // of what is not above 0
     const void* residual = nullptr;
