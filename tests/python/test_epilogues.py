@@ -433,6 +433,65 @@ def test_bits_for_any_number_of_threads(layout):
     check(x, axis, "relu", True, weights_of("mask", x, axis), group_size, True, more_threads=(2, 3, 7))
 
 
+def placed(like_this, offset):
+    """Sevens in an array of that shape, `offset` bytes past a multiple of 64."""
+    memory = np.full(like_this.nbytes + 128, 7, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    return memory[start : start + like_this.nbytes].view(like_this.dtype).reshape(like_this.shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((70, 64, 22, 22), 1), ((33000, 67), 1), ((450, 100, 7, 7), 1), ((540, 4099), 1)]
+)
+def test_outputs_past_the_caches(shape, axis):
+    """dx and dresidual of more than 8 MB, however they lie: the bits of their parts, which are none of that."""
+    x = np.resize(np.random.default_rng(0).standard_normal(1_000_003, np.float32), shape)
+    assert x.nbytes > 8 << 20
+    dy = x[::-1]
+    gamma, beta = random_params(x, axis)
+    settings = {"axis": axis, "activation": "leaky_relu"}
+    m = bn.moments(x, axis=axis)
+    saved = bn.normalize(x, m, gamma, beta, **settings)[1]
+    sums = bn.grad_sums(dy, x, saved)
+    parts = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(shape[0]), 5)]
+    pieces = [bn.normalize(x[at], m, gamma, beta, **settings) for at in parts]
+    assert same_bits(np.concatenate([s.mask for _, s in pieces]), saved.mask)
+    wants = [
+        bn.input_grad(dy[at], x[at], s, sums, gamma, need_dresidual=True)
+        for at, (_, s) in zip(parts, pieces, strict=True)
+    ]
+    for offsets in ((0, 0), (4, 4), (4, 0), (60, 36), (1, 0), (0, 2)):
+        outs = tuple(placed(x, offset) for offset in offsets)
+        for grads in (
+            bn.input_grad(dy, x, saved, sums, gamma, need_dresidual=True, out=outs, threads=2),
+            bn.batch_norm_backward(dy, x, saved, gamma, need_dresidual=True, out=outs, threads=3),
+        ):
+            for at, want in zip(parts, wants, strict=True):
+                assert same_bits(grads.dx[at], want.dx), offsets
+                assert same_bits(grads.dresidual[at], want.dresidual), offsets
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((96001, 67), 1), ((70, 61, 39, 39), 1)])
+def test_forward_past_the_caches(shape, axis):
+    """y of more than 24 MB, with its mask."""
+    x = np.resize(np.random.default_rng(0).standard_normal(1_000_003, np.float32), shape)
+    assert x.nbytes > 24 << 20
+    gamma, beta = random_params(x, axis)
+    settings = {"axis": axis, "activation": "relu"}
+    m = bn.moments(x, axis=axis)
+    parts = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(shape[0]), 8)]
+    wants = [bn.normalize(x[at], m, gamma, beta, residual=x[at], **settings) for at in parts]
+    mask = np.concatenate([s.mask for _, s in wants])
+    for offset in (0, 20, 1):
+        y, saved = bn.normalize(x, m, gamma, beta, residual=x, out=placed(x, offset), threads=2, **settings)
+        assert same_bits(saved.mask, mask)
+        for at, want in zip(parts, wants, strict=True):
+            assert same_bits(y[at], want[0])
+        y, saved = bn.batch_norm(x, gamma, beta, residual=x, out=placed(x, offset), threads=3, **settings)
+        assert same_bits(saved.mask, mask)
+        assert all(same_bits(y[at], want[0]) for at, want in zip(parts, wants, strict=True))
+
+
 # ---------------------------------------------------------------------------------------------------------- PyTorch
 
 
