@@ -48,7 +48,10 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
         const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
         const Reduce terms(stages, read.group, k);
         RowSums sums[most_alternate_block];
-        for (int64_t b = 0; b < reads; ++b) sums[b].clear();
+        for (int64_t b = 0; b < reads; ++b) {
+            sums[b].clear();
+            terms.around(read.channels.begin + b, sums[b].around);
+        }
         for (int64_t o = outers.begin; o < outers.end; ++o)
             for (int64_t b = 0; b < reads || b < writes; ++b) {
                 const int64_t read_c = read.channels.begin + b, written_c = written.channels.begin + b;
@@ -61,16 +64,16 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 const bool stream = streams(stages, target);
 
                 if (b >= writes)
-                    terms.add(terms.row_args(source, terms.around(read_c), sums[b]));
+                    terms.add(terms.row_args(source, sums[b]));
                 else if (b >= reads)
                     Apply::write(stages, Apply::args(stages, target, at, stream));
                 else
-                    both(stages.flavour, terms.row_args(source, terms.around(read_c), sums[b]),
-                         Apply::args(stages, target, at, stream));
+                    both(stages.flavour, terms.row_args(source, sums[b]), Apply::args(stages, target, at, stream));
             }
         for (int64_t b = 0; b < reads; ++b) {
             const int64_t c = read.channels.begin + b;
-            finish_row(terms, terms.around(c), sums[b], read.group, k, c);
+            // Once more, alone. What is direct needs no worker's memory.
+            if (finish_row(terms, sums[b], read.group, k, c)) reduce<Reduce>(stages, read.group, k, {c, c + 1}, 0);
         }
     }
     if (!written.none() && stages.stream) stages.kernels.finish_streams();

@@ -1,4 +1,6 @@
 // The public functions: check, make the box, plan, run the stages.
+#include <optional>
+
 #include "groups.hpp"
 #include "isa.hpp"
 #include "run.hpp"
@@ -21,6 +23,16 @@ int sums(Op op, const Options& options) noexcept {
     }
 }
 
+const kernels::TypeKernels& kernels_of(const kernels::KernelTable& table, DType dtype) noexcept {
+    switch (dtype) {
+        case DType::f64: return table.f64;
+        case DType::f16: return table.f16;
+        case DType::bf16: return table.bf16;
+        case DType::f32: break;
+    }
+    return table.f32;
+}
+
 bool goes_back(Op op) noexcept {
     return op != Op::batch_norm && op != Op::batch_norm_inference && op != Op::moments && op != Op::normalize;
 }
@@ -33,11 +45,11 @@ struct Call {
     Op op;
     const Validator& valid;
     const Options& options;
-    View views[roles] = {};  // absent, or of x's shape
+    const View* views[roles] = {};  // null, or of x's shape
     std::uint8_t* mask = nullptr;
     Epilogue epilogue{};
 
-    bool has(Role role) const noexcept { return !absent(views[role]); }
+    bool has(Role role) const noexcept { return views[role] != nullptr; }
     // Whether it needs the full flavour of the kernels.
     bool is_full() const noexcept {
         return epilogue.activates || epilogue.zeros_count_nothing || has(role_residual) || has(role_y) || has(role_v) ||
@@ -60,18 +72,32 @@ struct Prepared {
 
   private:
     static Box box_of(const Call& call, const Part& part) noexcept {
+        if (part.groups == 0) return canonicalize(call.views, call.valid.kept());
         View views[roles];
         const View* present[roles] = {};
         for (int r = 0; r < roles; ++r) {
-            if (!call.has(static_cast<Role>(r))) continue;
-            views[r] = part.tensor(call.views[r]);
+            if (!call.views[r]) continue;
+            views[r] = part.tensor(*call.views[r]);
             present[r] = &views[r];
         }
-        bool kept[max_rank] = {};
-        const int shift = part.groups > 0;
-        kept[0] = part.groups > 0;
-        for (int d = 0; d + shift < max_rank; ++d) kept[d + shift] = call.valid.kept()[d];
+        bool kept[max_rank] = {true};
+        for (int d = 0; d + 1 < max_rank; ++d) kept[d + 1] = call.valid.kept()[d];
         return canonicalize(present, kept);
+    }
+};
+
+// A call's parts, and what is known of each.
+struct PreparedParts {
+    const Parts parts;
+    std::optional<Prepared> at[2];
+
+    explicit PreparedParts(const Call& call) noexcept : parts(samples(call), call.options.group_size) {
+        for (int i = 0; i < parts.count; ++i) at[i].emplace(call, parts.at[i]);
+    }
+
+  private:
+    static int64_t samples(const Call& call) noexcept {
+        return call.views[role_x]->rank > 0 ? call.views[role_x]->shape[0] : 1;
     }
 };
 
@@ -88,12 +114,12 @@ struct Totals {
 };
 
 // The workspace that a call needs.
-std::size_t measure(const Call& call, const Parts& parts) noexcept {
+std::size_t measure(const Call& call, const PreparedParts& prepared) noexcept {
     std::size_t most = 0;
-    for (int i = 0; i < parts.count; ++i) {
+    for (int i = 0; i < prepared.parts.count; ++i) {
         Arena arena;
-        Totals(arena, call, parts);
-        Prepared(call, parts.at[i]).lay_out(arena, call);
+        Totals(arena, call, prepared.parts);
+        prepared.at[i]->lay_out(arena, call);
         if (arena.bytes() > most) most = arena.bytes();
     }
     return most;
@@ -101,20 +127,19 @@ std::size_t measure(const Call& call, const Parts& parts) noexcept {
 
 // The same for any operands of x's shape, which may all have to be packed: a view that repeats one element is never
 // direct.
-std::size_t measure_any(Call call, const Parts& parts) noexcept {
-    const auto any = [&](Role role, bool has) {
-        call.views[role] = has ? call.views[role_x] : View{};
-        for (std::int64_t& stride : call.views[role].stride) stride = 0;
-    };
+std::size_t measure_any(Call call) noexcept {
+    View repeated = *call.views[role_x];
+    for (std::int64_t& stride : repeated.stride) stride = 0;
+    const auto any = [&](Role role, bool has) { call.views[role] = has ? &repeated : nullptr; };
     any(role_dy, goes_back(call.op));
     any(role_out, call.op != Op::moments && call.op != Op::grad_sums);
     any(role_residual, call.options.residual || call.options.dresidual);
     any(role_y, call.options.activation != Activation::none);
     any(role_weights, call.options.weights);
-    return measure(call, parts);
+    return measure(call, PreparedParts(call));
 }
 
-// Finds the kernels, gets the memory, and plans each part of the call and calls body(run, part).
+// Finds the kernels, gets the memory, and plans each part of the call and calls body(run, part, totals).
 template <class Body>
 Status execute(const Call& call, const Body& body) noexcept {
     Status status;
@@ -122,8 +147,9 @@ Status execute(const Call& call, const Body& body) noexcept {
     if (!table) return status;
 
     const Options& options = call.options;
-    const Parts parts(call.views[role_x].rank > 0 ? call.views[role_x].shape[0] : 1, options.group_size);
-    const std::size_t bytes = options.workspace.data ? measure_any(call, parts) : measure(call, parts);
+    PreparedParts prepared_parts(call);
+    const Parts& parts = prepared_parts.parts;
+    const std::size_t bytes = options.workspace.data ? measure_any(call) : measure(call, prepared_parts);
     if (options.workspace.data && options.workspace.bytes < bytes)
         return failure(Code::invalid_value, "%s: workspace has %zu bytes, expected at least %zu", call.valid.function(),
                        options.workspace.bytes, bytes);
@@ -134,7 +160,7 @@ Status execute(const Call& call, const Body& body) noexcept {
     std::uint8_t* mask = call.mask;
     for (int i = 0; i < parts.count; ++i) {
         const Part& part = parts.at[i];
-        Prepared prepared(call, part);
+        Prepared& prepared = *prepared_parts.at[i];
         prepared.box.mask = mask;
         if (mask) mask += prepared.box.mask_rows() * prepared.box.mask_pitch();
         const Box& box = prepared.box;
@@ -144,12 +170,17 @@ Status execute(const Call& call, const Body& body) noexcept {
         const int more = call.has(role_residual) + call.has(role_y) + call.has(role_v) + call.has(role_weights);
         const Plan plan =
             make_plan(box, prepared.chunks, tensors(call.op), sums(call.op, options) > 0, prepared.team.threads, more);
-        const kernels::TypeKernels& kernels = box.dtype == DType::f32 ? table->f32 : table->f64;
+        const kernels::TypeKernels& kernels = kernels_of(*table, box.dtype);
         const Stages stages{box,           prepared.chunks, kernels,    call.is_full() ? kernels.full : kernels.plain,
                             call.epilogue, memory,          plan.stream};
         body(Run{stages, plan, prepared.team}, part, totals);
     }
     return status;
+}
+
+template <class AnyView>
+View or_absent(const AnyView* view) noexcept {
+    return view ? View(*view) : View{};
 }
 
 // x with one value for each statistic: what has x's kept axes where x itself is empty.
@@ -222,8 +253,6 @@ Epilogue backward_epilogue(const Options& options) noexcept {
 
 Param constant(const double* value) noexcept { return view(value, {}); }
 
-View or_absent(const View* view) noexcept { return view ? *view : View{}; }
-
 // The count behind each statistic: forward's, if it is in memory, or M.
 Column count_of(const Stages& stages, const Options& options) noexcept {
     return {options.weights ? stages.memory.count : nullptr, static_cast<double>(stages.box.values())};
@@ -250,7 +279,7 @@ void check_statistics(Validator& valid, const Stats& saved, const Options& optio
 void check_grads(Validator& valid, const MutView& dx, const MutParam& dgamma, const MutParam& dbeta,
                  const Options& options, std::initializer_list<Validator::Named> inputs) noexcept {
     valid.output("out", dx, inputs);
-    const View dresidual = options.dresidual ? View(*options.dresidual) : View{};
+    const View dresidual = or_absent(options.dresidual);
     if (options.dresidual) valid.output("dresidual", *options.dresidual, inputs);
     valid.stat_output("dgamma", dgamma);
     valid.stat_output("dbeta", dbeta);
@@ -281,7 +310,10 @@ Status forward(Validator& valid, const View& x, const Axes& axes, const Param& g
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill_empty(saved, options.eps), Status{};
 
-    Call call{Op::batch_norm, valid, options, {x, {}, out, residual}, saved.mask, forward_epilogue(options)};
+    const View written = out;
+    Call call{Op::batch_norm, valid, options, {&x, nullptr, &written, options.residual}};
+    call.mask = saved.mask;
+    call.epilogue = forward_epilogue(options);
     call.views[role_weights] = valid.weights_like_x();
     return execute(call, [&](const Run& run, const Part& part, const Totals&) {
         const Stages& stages = run.stages;
@@ -339,7 +371,7 @@ Status core::moments(const View& x, const Axes& axes, const MutMoments& out, con
         return {};
     }
 
-    Call call{Op::moments, valid, options, {x}};
+    Call call{Op::moments, valid, options, {&x}};
     call.views[role_weights] = valid.weights_like_x();
     return execute(call, [&](const Run& run, const Part& part, const Totals&) {
         const Stages& stages = run.stages;
@@ -383,9 +415,9 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
     // An empty part of a batch still has the statistics of the whole.
     const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
     const View written = valid.empty() ? read : View(out);
-    const Call call{Op::normalize, valid,
-                    options,       {read, {}, written, valid.empty() ? View{} : residual},
-                    saved.mask,    forward_epilogue(options)};
+    Call call{Op::normalize, valid, options, {&read, nullptr, &written, valid.empty() ? nullptr : options.residual}};
+    call.mask = saved.mask;
+    call.epilogue = forward_epilogue(options);
     return execute(call, [&](const Run& run, const Part& part, const Totals&) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
@@ -422,8 +454,9 @@ Status core::batch_norm_inference(const View& x, const Axes& axes, const Param& 
                  {{"x", x}, {"mean", mean}, {"var", var}, {"gamma", gamma}, {"beta", beta}, {"residual", residual}});
     if (!valid.ok() || valid.empty()) return valid.status();
 
-    const Call call{Op::batch_norm_inference, valid,   options,
-                    {x, {}, out, residual},   nullptr, forward_epilogue(options)};
+    const View written = out;
+    Call call{Op::batch_norm_inference, valid, options, {&x, nullptr, &written, options.residual}};
+    call.epilogue = forward_epilogue(options);
     return execute(call, [&](const Run& run, const Part&, const Totals&) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
@@ -457,9 +490,11 @@ Status core::batch_norm_backward(const View& dy, const View& x, const Axes& axes
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
 
-    Call call{Op::batch_norm_backward,   valid, options, {x, dy, dx}, const_cast<std::uint8_t*>(saved.mask),
-              backward_epilogue(options)};
-    if (options.dresidual) call.views[role_residual] = *options.dresidual;
+    const View written = dx, dresidual = or_absent(options.dresidual);
+    Call call{Op::batch_norm_backward, valid, options, {&x, &dy, &written}};
+    call.mask = const_cast<std::uint8_t*>(saved.mask);  // only read
+    call.epilogue = backward_epilogue(options);
+    if (options.dresidual) call.views[role_residual] = &dresidual;
     call.views[role_weights] = valid.weights_like_x();
     return execute(call, [&](const Run& run, const Part& part, const Totals& totals) {
         const Stages& stages = run.stages;
@@ -498,9 +533,11 @@ Status core::batch_norm_backward_from_output(const View& dy, const View& y, cons
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
 
-    Call call{Op::batch_norm_backward_from_output, valid, options, {y, dy, dx}, nullptr, backward_epilogue(options)};
+    const View written = dx;
+    Call call{Op::batch_norm_backward_from_output, valid, options, {&y, &dy, &written}};
+    call.epilogue = backward_epilogue(options);
     call.epilogue.restores = call.epilogue.activates;
-    if (call.epilogue.activates) call.views[role_y] = y;
+    if (call.epilogue.activates) call.views[role_y] = &y;
     call.views[role_weights] = valid.weights_like_x();
     return execute(call, [&](const Run& run, const Part& part, const Totals& totals) {
         const Stages& stages = run.stages;
@@ -541,8 +578,9 @@ Status core::grad_sums(const View& dy, const View& x, const Axes& axes, const St
         return {};
     }
 
-    const Call call{
-        Op::grad_sums, valid, options, {x, dy}, const_cast<std::uint8_t*>(saved.mask), backward_epilogue(options)};
+    Call call{Op::grad_sums, valid, options, {&x, &dy}};
+    call.mask = const_cast<std::uint8_t*>(saved.mask);  // only read
+    call.epilogue = backward_epilogue(options);
     return execute(call, [&](const Run& run, const Part& part, const Totals&) {
         const Stages& stages = run.stages;
         load_array(stages.box, part.own(saved.mean), stages.memory.mean);
@@ -579,14 +617,14 @@ Status core::input_grad(const View& dy, const View& x, const Axes& axes, const S
     // An empty part of a batch still has the sums of the whole.
     const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
     const View written = valid.empty() ? read : View(dx);
-    Call call{Op::input_grad,
-              valid,
-              options,
-              {read, dy, written},
-              const_cast<std::uint8_t*>(saved.mask),
-              backward_epilogue(options)};
-    if (options.dresidual && !valid.empty()) call.views[role_residual] = *options.dresidual;
-    if (!valid.empty()) call.views[role_weights] = valid.weights_like_x();
+    const View dresidual = or_absent(options.dresidual);
+    Call call{Op::input_grad, valid, options, {&read, &dy, &written}};
+    call.mask = const_cast<std::uint8_t*>(saved.mask);  // only read
+    call.epilogue = backward_epilogue(options);
+    if (!valid.empty()) {
+        if (options.dresidual) call.views[role_residual] = &dresidual;
+        call.views[role_weights] = valid.weights_like_x();
+    }
     return execute(call, [&](const Run& run, const Part& part, const Totals& totals) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
@@ -626,9 +664,11 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill(dgamma, 0), fill(dbeta, 0), Status{};
 
-    Call call{Op::batch_norm_inference_backward, valid, options, {x, dy, dx}, nullptr, backward_epilogue(options)};
-    call.views[role_y] = y;
-    if (options.dresidual) call.views[role_residual] = *options.dresidual;
+    const View written = dx, dresidual = or_absent(options.dresidual);
+    Call call{Op::batch_norm_inference_backward, valid, options, {&x, &dy, &written}};
+    call.epilogue = backward_epilogue(options);
+    if (options.activation != Activation::none) call.views[role_y] = &y;
+    if (options.dresidual) call.views[role_residual] = &dresidual;
     return execute(call, [&](const Run& run, const Part& part, const Totals& totals) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
@@ -662,8 +702,8 @@ Status core::workspace_bytes(Op op, const View& x, const Axes& axes, const Optio
     valid.more_options(options, ~0u);
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
     if (valid.empty() && options.group_size > 0) return {};
-    const Call call{op, valid, options, {valid.empty() ? one_value_each(x, valid.kept()) : x}};
-    bytes = measure_any(call, Parts(x.rank > 0 ? call.views[role_x].shape[0] : 1, options.group_size));
+    const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
+    bytes = measure_any({op, valid, options, {&read}});
     return {};
 }
 
@@ -673,10 +713,9 @@ Status core::mask_bytes(const View& x, const Axes& axes, const Options& options,
     valid.x(x, axes);
     valid.more_options(options, ~0u);
     if (!valid.ok() || valid.empty()) return valid.status();
-    const Call call{Op::batch_norm, valid, options, {x}};
-    const Parts parts(x.rank > 0 ? x.shape[0] : 1, options.group_size);
-    for (int i = 0; i < parts.count; ++i) {
-        const Box box = Prepared(call, parts.at[i]).box;
+    const PreparedParts prepared({Op::batch_norm, valid, options, {&x}});
+    for (int i = 0; i < prepared.parts.count; ++i) {
+        const Box& box = prepared.at[i]->box;
         bytes += static_cast<std::size_t>(box.mask_rows() * box.mask_pitch());
     }
     return {};

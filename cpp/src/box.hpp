@@ -21,6 +21,8 @@ enum Role { role_x, role_dy, role_out, role_residual, role_y, role_v, role_weigh
 
 // Elements are computed in this type, and what the kernels look up is of it.
 constexpr DType arithmetic(DType dtype) noexcept { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+// Of 16 bits: reductions then add up runs of elements in float first (kernels/table.hpp).
+constexpr bool is_half(DType dtype) noexcept { return item_size(dtype) == 2; }
 
 // A level is an odometer: its dimensions from slowest to fastest.
 struct Level {

@@ -9,6 +9,19 @@
 namespace batchnorm {
 namespace {
 
+// The roles that a call has operands for.
+struct Present {
+    int count = 0;
+    int role[roles];
+
+    explicit Present(const View* const (&views)[roles]) noexcept {
+        for (int r = 0; r < roles; ++r)
+            if (views[r]) role[count++] = r;
+    }
+    const int* begin() const noexcept { return role; }
+    const int* end() const noexcept { return role + count; }
+};
+
 struct Dimension {
     int64_t size;
     bool kept;
@@ -30,14 +43,17 @@ bool slower(const Dimension& a, const Dimension& b) noexcept {
     return sb != 0 && (sa == 0 || sa > sb);
 }
 
-Dimensions in_memory_order(const View* const (&views)[roles], const bool (&kept)[max_rank],
+Dimensions in_memory_order(const View* const (&views)[roles], const Present& present, const bool (&kept)[max_rank],
                            const int64_t (&kept_stride)[max_rank]) noexcept {
     const View& x = *views[role_x];
     Dimensions dims;
     for (int axis = 0; axis < x.rank; ++axis) {
         if (x.shape[axis] == 1) continue;
-        Dimension dim{x.shape[axis], kept[axis], {}, kept_stride[axis], outer};
-        for (int r = 0; r < roles; ++r) dim.stride[r] = views[r] ? views[r]->stride[axis] : 0;
+        Dimension dim;
+        dim.size = x.shape[axis];
+        dim.kept = kept[axis];
+        dim.kept_stride = kept_stride[axis];
+        for (const int r : present) dim.stride[r] = views[r]->stride[axis];
         int at = dims.count++;  // insertion keeps the order of equal strides
         for (; at > 0 && slower(dim, dims.at[at - 1]); --at) dims.at[at] = dims.at[at - 1];
         dims.at[at] = dim;
@@ -69,11 +85,11 @@ void assign_levels(Dimensions& dims) noexcept {
 
 // Appends dim to its level, as one with the level's last dimension if one stride walks both for every operand and for
 // the statistics.
-void append(Box& box, const Dimension& dim, Dimension (&last_of)[levels]) noexcept {
+void append(Box& box, const Dimension& dim, const Present& present, Dimension (&last_of)[levels]) noexcept {
     Level& level = box.level[dim.level];
     Dimension& last = last_of[dim.level];
     bool merges = level.rank > 0 && last.kept_stride == dim.size * dim.kept_stride;
-    for (int r = 0; r < roles && merges; ++r) merges = chains(last, dim, r);
+    for (const int r : present) merges = merges && chains(last, dim, r);
 
     const int64_t merged_size = merges ? last.size * dim.size : dim.size;
     if (!merges) ++level.rank;
@@ -82,7 +98,7 @@ void append(Box& box, const Dimension& dim, Dimension (&last_of)[levels]) noexce
     const int at = level.rank - 1;
     level.size[at] = merged_size;
     level.count *= dim.size;
-    for (int r = 0; r < roles; ++r) box.operand[r].stride[dim.level][at] = dim.stride[r];
+    for (const int r : present) box.operand[r].stride[dim.level][at] = dim.stride[r];
     if (dim.kept) box.kept_stride[dim.level == channel][at] = dim.kept_stride;
 }
 
@@ -113,12 +129,12 @@ Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]
     const View& x = *views[role_x];
     Box box;
     box.dtype = x.dtype;
-    for (int r = 0; r < roles; ++r)
+    const Present present(views);
+    for (const int r : present) {
         // Operands are only written through roles that came as a MutView.
-        if (views[r]) {
-            box.operand[r].data = static_cast<char*>(const_cast<void*>(views[r]->data));
-            box.operand[r].unit = item_size(views[r]->dtype);
-        }
+        box.operand[r].data = static_cast<char*>(const_cast<void*>(views[r]->data));
+        box.operand[r].unit = item_size(views[r]->dtype);
+    }
 
     int64_t kept_stride[max_rank] = {};
     int64_t stride = 1;
@@ -130,15 +146,15 @@ Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]
     for (int axis = 0; axis < x.rank; ++axis)
         if (kept[axis]) box.kept_shape[box.kept_rank++] = x.shape[axis];
 
-    Dimensions dims = in_memory_order(views, kept, kept_stride);
+    Dimensions dims = in_memory_order(views, present, kept, kept_stride);
     assign_levels(dims);
     box.plane = flatten_planes(dims);
     Dimension last_of[levels];
-    for (int i = 0; i < dims.count; ++i) append(box, dims.at[i], last_of);
+    for (int i = 0; i < dims.count; ++i) append(box, dims.at[i], present, last_of);
 
     box.pattern = dims.count > 0 && dims.at[dims.count - 1].level == channel ? Pattern::lane : Pattern::row;
     const LevelName rows = box.row_level();
-    for (int r = 0; r < roles; ++r) {
+    for (const int r : present) {
         Operand& operand = box.operand[r];
         operand.direct = walks_by(box.level[rows], operand.stride[rows], operand.unit, box.level[rows].rank);
         operand.gapless = operand.direct && walks_by(box.level[outer], operand.stride[outer],

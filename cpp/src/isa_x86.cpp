@@ -24,7 +24,7 @@ bool has_avx2() noexcept {
     const unsigned xmm_ymm = 0x6;
     const Leaf one(1, 0), seven(7, 0);
     return (saved_states() & xmm_ymm) == xmm_ymm && bit(one.c, 28) /* AVX */ && bit(one.c, 12) /* FMA */ &&
-           bit(seven.b, 5) /* AVX2 */;
+           bit(one.c, 29) /* F16C */ && bit(seven.b, 5) /* AVX2 */;
 }
 
 bool has_avx512() noexcept {

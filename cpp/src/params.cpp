@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/half.hpp"
+
 namespace batchnorm {
 namespace {
 
@@ -10,17 +12,37 @@ template <class T>
 double load(const char* p) noexcept {
     T value;
     std::memcpy(&value, p, sizeof value);
-    return static_cast<double>(value);
+    if constexpr (sizeof(T) == 2)
+        return static_cast<double>(to_float(value));
+    else
+        return static_cast<double>(value);
 }
-double load(const char* p, DType dtype) noexcept { return dtype == DType::f32 ? load<float>(p) : load<double>(p); }
+double load(const char* p, DType dtype) noexcept {
+    switch (dtype) {
+        case DType::f32: return load<float>(p);
+        case DType::f64: return load<double>(p);
+        case DType::f16: return load<Half>(p);
+        case DType::bf16: return load<BFloat16>(p);
+    }
+    return 0;
+}
 
 template <class T>
 void store(char* p, double value) noexcept {
-    const T narrow = static_cast<T>(value);
+    T narrow;
+    if constexpr (sizeof(T) == 2)
+        narrow = from_double<T>(value);
+    else
+        narrow = static_cast<T>(value);
     std::memcpy(p, &narrow, sizeof narrow);
 }
 void store(char* p, DType dtype, double value) noexcept {
-    dtype == DType::f32 ? store<float>(p, value) : store<double>(p, value);
+    switch (dtype) {
+        case DType::f32: return store<float>(p, value);
+        case DType::f64: return store<double>(p, value);
+        case DType::f16: return store<Half>(p, value);
+        case DType::bf16: return store<BFloat16>(p, value);
+    }
 }
 
 // Calls visit(byte offset) for each element of a view, in C order.

@@ -24,7 +24,8 @@ constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 // About so many channels, which end where a cache line does; all of them if they are no more.
 int64_t whole_lines(int64_t channels, const Box& box) noexcept {
     if (channels >= box.channels()) return box.channels();
-    int64_t step = 64 / item_size(box.dtype);
+    // Half a line of 16-bit elements: whole ones of large planes would be more lanes than a block may have.
+    int64_t step = min(64 / item_size(box.dtype), most_lanes / most_plane_lanes);
     for (int64_t plane = box.plane; plane % 2 == 0 && step > 1; plane /= 2) step /= 2;
     return channels > step ? channels / step * step : step;
 }
@@ -54,7 +55,7 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
         return min(box.channels(), whole_lines(ceil_div(lanes, box.plane), box));
     };
     // Rows of all operands and what the kernels look up for them, at most three values for each operand.
-    const int64_t in_l1 = row_bytes_in_l1 / (unit * (4 * tensors + 1));
+    const int64_t in_l1 = row_bytes_in_l1 / (unit * (tensors + 1) + item_size(arithmetic(box.dtype)) * 3 * tensors);
 
     // Columns, all rows of them: if they stay in cache and are long enough in each row. Even parts, as many for each
     // thread.

@@ -1,6 +1,9 @@
 #include "reduce.hpp"
 
+#include <cmath>
 #include <cstring>
+
+#include "kernels/half.hpp"
 
 namespace batchnorm {
 namespace {
@@ -15,14 +18,20 @@ double total(const double* values, int64_t n) noexcept {
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
+template <class T>
+T load(const void* p) noexcept {
+    T value;  // of x, which need not be aligned
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
 // From the sums of differences from a pivot, of n_of(c) values, to mean and m2, in place. Rounding must not make m2
 // negative; a NaN stays.
 template <class T, class CountOf>
 void finish_moments(const void* pivots, int64_t step, int64_t channels, const CountOf& n_of, double* sums_to_means,
                     double* sums_sq_to_m2) noexcept {
     for (int64_t c = 0; c < channels; ++c) {
-        T pivot;  // of x, which need not be aligned
-        std::memcpy(&pivot, static_cast<const char*>(pivots) + c * step * static_cast<int64_t>(sizeof(T)), sizeof(T));
+        const T pivot = load<T>(static_cast<const char*>(pivots) + c * step * static_cast<int64_t>(sizeof(T)));
         const double shift = sums_to_means[c] / n_of(c);
         const double m2 = sums_sq_to_m2[c] - sums_to_means[c] * shift;
         sums_to_means[c] = static_cast<double>(pivot) + shift;
@@ -30,13 +39,24 @@ void finish_moments(const void* pivots, int64_t step, int64_t channels, const Co
     }
 }
 
+// A mean as runs of 16-bit elements take it: rounded to their type. Differences from it, and products of them with
+// elements, then seldom need more bits than a float has. A mean that is not theirs may be too large for the type.
+float mean_of_half(double mean, DType dtype) noexcept {
+    const float hi = dtype == DType::f16 ? to_float(from_double<Half>(mean)) : to_float(from_double<BFloat16>(mean));
+    return std::isfinite(hi) ? hi : static_cast<float>(mean);
+}
+
+// Further than this many standard deviations from the mean a pivot is far: sums of squares are then this much, squared,
+// larger than what remains of them, and so is what float loses of it. An element of normal numbers is not so far in a
+// million.
+constexpr double far = 5;
+
 // Copies a value of each channel to all its lanes, `fold` times over.
 template <class T, class ValueAt>
 void* expand(Range channels, int64_t plane, int64_t fold, void* memory, const ValueAt& value_at) noexcept {
     T *const first = static_cast<T*>(memory), *to = first;
     for (int64_t c = channels.begin; c < channels.end; ++c) {
-        T value;  // of x, which need not be aligned
-        std::memcpy(&value, value_at(c), sizeof value);
+        const T value = static_cast<T>(value_at(c));
         for (int64_t i = 0; i < plane; ++i) *to++ = value;
     }
     const int64_t lanes = channels.size() * plane;
@@ -56,17 +76,22 @@ void gather(const double* sums, int64_t channels, int64_t plane, int64_t fold, d
     }
 }
 
+// A second round around the means is enough.
+constexpr int rounds = 2;
+
 template <class Terms>
 void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, const Tiles& tiles) noexcept {
     const Box& box = terms.stages.box;
     const Uses uses(box, Terms::access);
     for (int64_t c = chunk.channels.begin; c < chunk.channels.end; ++c) {
         RowSums sums;
-        sums.clear();
-        const void* around = terms.around(c);
-        for_each_span(box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, uses, tiles,
-                      [&](const Span& span) { terms.add(terms.row_args(span, around, sums)); });
-        finish_row(terms, around, sums, chunk.group, k, c);
+        terms.around(c, sums.around);
+        for (int round = 0; round < rounds; ++round) {
+            sums.clear();
+            for_each_span(box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, uses, tiles,
+                          [&](const Span& span) { terms.add(terms.row_args(span, sums)); });
+            if (!finish_row(terms, sums, chunk.group, k, c)) break;
+        }
     }
 }
 
@@ -81,19 +106,23 @@ void reduce_lanes(const Terms& terms, const Region& chunk, int64_t k, const Work
     for (int i = 0; i < Terms::sums; ++i) {
         slots[i] = terms.stages.memory.slot(i, chunk.group, k) + channels.begin;
         sums[i] = shared ? worker.sums + i * lanes * fold : slots[i];
-        std::memset(sums[i], 0, static_cast<std::size_t>(lanes * fold) * sizeof *sums[i]);
     }
-
     const void* around = terms.around_lanes(channels, fold, worker.values);
     const Region region{chunk.group, {channels.begin * plane, channels.end * plane}, chunk.outers, chunk.inners};
-    for_each_batch(box, region, Uses(box, Terms::access), fold, worker.tiles, *worker.lists, [&](const Batch& batch) {
-        Sums to = {};
-        for (int i = 0; i < Terms::sums; ++i) to[i] = sums[i] + batch.first;
-        terms.add(batch, around, to);
-    });
 
-    for (int i = 0; i < Terms::sums && shared; ++i) gather(sums[i], channels.size(), plane, fold, slots[i]);
-    terms.finish(around, plane, channels.size(), slots);
+    for (int round = 0; round < rounds; ++round) {
+        for (int i = 0; i < Terms::sums; ++i)
+            std::memset(sums[i], 0, static_cast<std::size_t>(lanes * fold) * sizeof *sums[i]);
+        for_each_batch(box, region, Uses(box, Terms::access), fold, worker.tiles, *worker.lists,
+                       [&](const Batch& batch) {
+                           Sums to = {};
+                           for (int i = 0; i < Terms::sums; ++i) to[i] = sums[i] + batch.first;
+                           terms.add(batch, around, to);
+                       });
+        for (int i = 0; i < Terms::sums && shared; ++i) gather(sums[i], channels.size(), plane, fold, slots[i]);
+        terms.finish(around, plane, channels, slots);
+        if (!terms.recentre(worker.values, channels, plane, fold, slots)) break;
+    }
 }
 
 bool is_some(const char* weight, int64_t unit) noexcept {
@@ -103,13 +132,12 @@ bool is_some(const char* weight, int64_t unit) noexcept {
     return narrow != 0 || wide != 0;
 }
 
-// A channel's pivot for all its lanes.
+// The channels' pivots for all their lanes.
 template <class Terms>
-const void* pivots_of_lanes(const Terms& terms, Range channels, int64_t fold, void* memory) noexcept {
-    const Box& box = terms.stages.box;
-    const auto pivot = [&](int64_t c) { return terms.around(c); };
-    return box.dtype == DType::f32 ? expand<float>(channels, box.plane, fold, memory, pivot)
-                                   : expand<double>(channels, box.plane, fold, memory, pivot);
+const void* expand_pivots(const Terms& terms, Range channels, int64_t plane, int64_t fold, void* memory) noexcept {
+    const auto pivot = [&](int64_t c) { return terms.pivot(c); };
+    return arithmetic(terms.stages.box.dtype) == DType::f32 ? expand<float>(channels, plane, fold, memory, pivot)
+                                                            : expand<double>(channels, plane, fold, memory, pivot);
 }
 
 }  // namespace
@@ -122,11 +150,11 @@ Pivots::Pivots(const Stages& stages_, int64_t g_, int64_t k_) noexcept : stages(
             x.offset(box.level[inner], inner, stages.chunks.inner_range(k).begin);
 }
 
-const void* Pivots::of(int64_t c) const noexcept {
+const char* Pivots::of(int64_t c) const noexcept {
     return first + stages.box.operand[role_x].offset(stages.box.level[channel], channel, c * stages.box.plane);
 }
 
-const void* Pivots::of_some_weight(int64_t c) const noexcept {
+const char* Pivots::of_some_weight(int64_t c) const noexcept {
     const Box& box = stages.box;
     const Operand &x = box.operand[role_x], &weights = box.operand[role_weights];
     const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
@@ -143,34 +171,88 @@ const void* Pivots::of_some_weight(int64_t c) const noexcept {
     return of(c);
 }
 
+double Pivots::value(const char* pivot) const noexcept {
+    switch (stages.box.dtype) {
+        case DType::f64: return load<double>(pivot);
+        case DType::f16: return static_cast<double>(to_float(load<Half>(pivot)));
+        case DType::bf16: return static_cast<double>(to_float(load<BFloat16>(pivot)));
+        case DType::f32: break;
+    }
+    return static_cast<double>(load<float>(pivot));
+}
+
+void MomentSums::around(int64_t c, void* to) const noexcept { expand_pivots(*this, {c, c + 1}, 1, 1, to); }
+
 const void* MomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
     const Box& box = stages.box;
-    if (fold == 1 && box.plane == 1 && box.operand[role_x].direct) return around(channels.begin);
-    return pivots_of_lanes(*this, channels, fold, memory);
+    if (fold == 1 && box.plane == 1 && box.operand[role_x].direct && !is_half(box.dtype))
+        return pivots.of(channels.begin);
+    return expand_pivots(*this, channels, box.plane, fold, memory);
 }
+
+void WeightedMomentSums::around(int64_t c, void* to) const noexcept { expand_pivots(*this, {c, c + 1}, 1, 1, to); }
 
 const void* WeightedMomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
-    return pivots_of_lanes(*this, channels, fold, memory);
+    return expand_pivots(*this, channels, stages.box.plane, fold, memory);
 }
 
-void MomentSums::finish(const void* around, int64_t step, int64_t channels, const Sums& sums) const noexcept {
+void MomentSums::finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept {
     const auto values = [this](int64_t) { return n; };
-    stages.box.dtype == DType::f32 ? finish_moments<float>(around, step, channels, values, sums[0], sums[1])
-                                   : finish_moments<double>(around, step, channels, values, sums[0], sums[1]);
+    arithmetic(stages.box.dtype) == DType::f32
+        ? finish_moments<float>(around, step, channels.size(), values, sums[0], sums[1])
+        : finish_moments<double>(around, step, channels.size(), values, sums[0], sums[1]);
 }
 
 // What has no weight has no mean either, but 0 / 0.
-void WeightedMomentSums::finish(const void* around, int64_t step, int64_t channels, const Sums& sums) const noexcept {
+void WeightedMomentSums::finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept {
     const auto weight = [&](int64_t c) { return sums[2][c]; };
-    stages.box.dtype == DType::f32 ? finish_moments<float>(around, step, channels, weight, sums[0], sums[1])
-                                   : finish_moments<double>(around, step, channels, weight, sums[0], sums[1]);
-    for (int64_t c = 0; c < channels; ++c)
+    arithmetic(stages.box.dtype) == DType::f32
+        ? finish_moments<float>(around, step, channels.size(), weight, sums[0], sums[1])
+        : finish_moments<double>(around, step, channels.size(), weight, sums[0], sums[1]);
+    for (int64_t c = 0; c < channels.size(); ++c)
         if (sums[2][c] == 0) sums[0][c] = sums[1][c] = 0;
 }
 
+bool MomentSums::recentre(void* around, Range channels, int64_t plane, int64_t fold,
+                          const Sums& finished) const noexcept {
+    const double *const means = finished[0], *const m2 = finished[1];
+    if (!is_half(stages.box.dtype)) return false;
+    auto* const pivots = static_cast<float*>(around);
+    bool any = false;
+    for (int64_t c = 0; c < channels.size(); ++c) {
+        const double shift = means[c] - static_cast<double>(pivots[c * plane]);
+        if (!(shift * shift * n > far * far * m2[c])) continue;
+        any = true;
+        for (int64_t f = 0; f < fold; ++f)
+            for (int64_t i = 0; i < plane; ++i)
+                pivots[(f * channels.size() + c) * plane + i] = mean_of_half(means[c], stages.box.dtype);
+    }
+    return any;
+}
+
+void GradientSums::around(int64_t c, void* to) const noexcept { expanded({c, c + 1}, 1, 1, to); }
+
 const void* GradientSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
-    if (fold == 1 && stages.box.plane == 1) return around(channels.begin);
-    return expand<double>(channels, stages.box.plane, fold, memory, [&](int64_t c) { return around(c); });
+    const int64_t plane = stages.box.plane;
+    if (fold == 1 && plane == 1 && !is_half(stages.box.dtype)) return means + channels.begin;
+    return expanded(channels, plane, fold, memory);
+}
+
+const void* GradientSums::expanded(Range channels, int64_t plane, int64_t fold, void* memory) const noexcept {
+    const DType dtype = stages.box.dtype;
+    return is_half(dtype)
+               ? expand<float>(channels, plane, fold, memory, [&](int64_t c) { return mean_of_half(means[c], dtype); })
+               : expand<double>(channels, plane, fold, memory, [&](int64_t c) { return means[c]; });
+}
+
+// What mean_of_half left out of the means.
+void GradientSums::finish(const void*, int64_t, Range channels, const Sums& sums) const noexcept {
+    if (!is_half(stages.box.dtype)) return;
+    for (int64_t c = 0; c < channels.size(); ++c) {
+        const double mean = means[channels.begin + c];
+        const double rest = mean - static_cast<double>(mean_of_half(mean, stages.box.dtype));
+        if (rest != 0) sums[1][c] -= rest * sums[0][c];
+    }
 }
 
 template <class Terms>

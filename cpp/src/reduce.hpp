@@ -5,9 +5,10 @@
 
 namespace batchnorm {
 
-// The accumulators of one channel in Pattern::row.
+// The accumulators of one channel in Pattern::row, and what differences are taken from, in the kernel's type for it.
 struct RowSums {
     alignas(64) double sums[sum_count][kernels::row_accumulators];
+    alignas(double) char around[sizeof(double)];
 
     void clear() noexcept {
         for (double (&sum)[kernels::row_accumulators] : sums)
@@ -26,7 +27,8 @@ struct RowSums {
 // Where the sums of some channels are, or those of their lanes.
 using Sums = double* [sum_count];
 
-// A chunk's first element of each channel: the pivot around which its differences are taken.
+// A chunk's first element of each channel: the pivot around which its differences are taken. Kernels get it in the type
+// of the arithmetic.
 struct Pivots {
     const Stages& stages;
     const int64_t g, k;
@@ -34,12 +36,15 @@ struct Pivots {
 
     Pivots(const Stages& stages, int64_t g, int64_t k) noexcept;
 
-    const void* of(int64_t c) const noexcept;
+    const char* of(int64_t c) const noexcept;
     // The same, of weight above 0 if there is one.
-    const void* of_some_weight(int64_t c) const noexcept;
+    const char* of_some_weight(int64_t c) const noexcept;
+    // A pivot's value.
+    double value(const char* pivot) const noexcept;
 };
 
-// The sums of a chunk's (x - pivot) and (x - pivot)^2, which become its mean and m2.
+// The sums of a chunk's (x - pivot) and (x - pivot)^2, which become its mean and m2. Runs of 16-bit elements, added up
+// in float, lose more to a pivot that lies far from the mean: then that mean is the pivot, and the chunk is read again.
 struct MomentSums {
     static constexpr Access access[roles] = {Access::read};
     static constexpr int sums = 2;
@@ -52,18 +57,24 @@ struct MomentSums {
     MomentSums(const Stages& stages_, int64_t g, int64_t k) noexcept
         : stages(stages_), pivots(stages_, g, k), n(static_cast<double>(stages_.chunks.values(k))) {}
 
-    const void* around(int64_t c) const noexcept { return pivots.of(c); }
+    double pivot(int64_t c) const noexcept { return pivots.value(pivots.of(c)); }
+    // What differences of channel c are taken from, to memory.
+    void around(int64_t c, void* to) const noexcept;
+    // The same of each lane of some channels, `fold` times over: in memory, unless they lie so in x.
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    kernels::RowMomentsArgs row_args(const Span& span, const void* pivot, RowSums& to) const noexcept {
-        return {span.data[role_x], span.stride[role_x], span.rows, span.n, pivot, to.sums[0], to.sums[1]};
+    kernels::RowMomentsArgs row_args(const Span& span, RowSums& to) const noexcept {
+        return {span.data[role_x], span.stride[role_x], span.rows, span.n, to.around, to.sums[0], to.sums[1]};
     }
     void add(const kernels::RowMomentsArgs& args) const noexcept { stages.kernels.row_moments(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
-        const char* from = static_cast<const char*>(around) + batch.first * item_size(stages.box.dtype);
+        const char* from = static_cast<const char*>(around) + batch.first * item_size(arithmetic(stages.box.dtype));
         stages.kernels.lane_moments({batch.at[role_x], batch.rows, batch.n, batch.listed, from, to[0], to[1]});
     }
     // `around` has an element for each of the `channels`, `step` elements apart.
-    void finish(const void* around, int64_t step, int64_t channels, const Sums& sums) const noexcept;
+    void finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept;
+    // Whether channels must be added up once more: `around`, with an element for each of their lanes, then has their
+    // means.
+    bool recentre(void* around, Range channels, int64_t plane, int64_t fold, const Sums& finished) const noexcept;
 };
 
 // The same with weights w: the sums of w * (x - pivot), w * (x - pivot)^2 and w.
@@ -78,27 +89,29 @@ struct WeightedMomentSums {
 
     WeightedMomentSums(const Stages& stages_, int64_t g, int64_t k) noexcept : stages(stages_), pivots(stages_, g, k) {}
 
-    const void* around(int64_t c) const noexcept { return pivots.of_some_weight(c); }
+    double pivot(int64_t c) const noexcept { return pivots.value(pivots.of_some_weight(c)); }
+    void around(int64_t c, void* to) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    kernels::RowWeightedMomentsArgs row_args(const Span& span, const void* pivot, RowSums& to) const noexcept {
+    kernels::RowWeightedMomentsArgs row_args(const Span& span, RowSums& to) const noexcept {
         return {span.data[role_x],
                 span.stride[role_x],
                 span.data[role_weights],
                 span.stride[role_weights],
                 span.rows,
                 span.n,
-                pivot,
+                to.around,
                 to.sums[2],
                 to.sums[0],
                 to.sums[1]};
     }
     void add(const kernels::RowWeightedMomentsArgs& args) const noexcept { stages.kernels.row_weighted_moments(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
-        const char* from = static_cast<const char*>(around) + batch.first * item_size(stages.box.dtype);
+        const char* from = static_cast<const char*>(around) + batch.first * item_size(arithmetic(stages.box.dtype));
         stages.kernels.lane_weighted_moments(
             {batch.at[role_x], batch.at[role_weights], batch.rows, batch.n, from, to[2], to[0], to[1]});
     }
-    void finish(const void* around, int64_t step, int64_t channels, const Sums& sums) const noexcept;
+    void finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept;
+    bool recentre(void*, Range, int64_t, int64_t, const Sums&) const noexcept { return false; }
 };
 
 // The sums of a chunk's dy and dy * (x - mean).
@@ -113,16 +126,16 @@ struct GradientSums {
     GradientSums(const Stages& stages_, int64_t g, int64_t) noexcept
         : stages(stages_), means(stages_.memory.mean + g * stages_.box.channels()) {}
 
-    const void* around(int64_t c) const noexcept { return means + c; }
+    void around(int64_t c, void* to) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    kernels::RowGradSumsArgs row_args(const Span& span, const void* mean, RowSums& to) const noexcept {
+    kernels::RowGradSumsArgs row_args(const Span& span, RowSums& to) const noexcept {
         return {span.data[role_dy],
                 span.stride[role_dy],
                 span.data[role_x],
                 span.stride[role_x],
                 span.rows,
                 span.n,
-                static_cast<const double*>(mean),
+                to.around,
                 to.sums[0],
                 to.sums[1],
                 stages.epilogue.activated(),
@@ -134,27 +147,33 @@ struct GradientSums {
     }
     void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.flavour.row_grad_sums(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
-        const double* from = static_cast<const double*>(around) + batch.first;
+        const char* from = static_cast<const char*>(around) + batch.first * mean_size();
         stages.flavour.lane_grad_sums({batch.at[role_dy], batch.at[role_x], batch.rows, batch.n, batch.listed, from,
                                        to[0], to[1], stages.epilogue.activated(), batch.at[role_y], batch.mask,
                                        stages.epilogue.zeros_count_nothing});
     }
-    void finish(const void*, int64_t, int64_t, const Sums&) const noexcept {}
+    void finish(const void*, int64_t, Range channels, const Sums& sums) const noexcept;
+    bool recentre(void*, Range, int64_t, int64_t, const Sums&) const noexcept { return false; }
+
+  private:
+    const void* expanded(Range channels, int64_t plane, int64_t fold, void* memory) const noexcept;
+    int64_t mean_size() const noexcept { return is_half(stages.box.dtype) ? sizeof(float) : sizeof(double); }
 };
 
 // A chunk of some channels, into its slots.
 template <class Terms>
 void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept;
 
-// From a channel's accumulators to its slots of chunk k.
+// From a channel's accumulators to its slots of chunk k. Whether they must be added up once more, around its mean.
 template <class Terms>
-void finish_row(const Terms& terms, const void* around, RowSums& sums, int64_t g, int64_t k, int64_t c) noexcept {
+bool finish_row(const Terms& terms, RowSums& sums, int64_t g, int64_t k, int64_t c) noexcept {
     Sums to = {};
     for (int i = 0; i < Terms::sums; ++i) {
         to[i] = terms.stages.memory.slot(i, g, k) + c;
         *to[i] = sums.total(i);
     }
-    terms.finish(around, 1, 1, to);
+    terms.finish(sums.around, 1, {c, c + 1}, to);
+    return terms.recentre(sums.around, {c, c + 1}, 1, 1, to);
 }
 
 }  // namespace batchnorm

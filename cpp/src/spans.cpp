@@ -33,11 +33,14 @@ void copy(char* to, int64_t to_step, const char* from, int64_t from_step, int64_
     for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * to_step, from + i * from_step, sizeof(T));
 }
 
+// The copy of elements of that size.
+auto copy_of(int64_t unit) noexcept { return unit == 2 ? copy<std::uint16_t> : unit == 4 ? copy<float> : copy<double>; }
+
 }  // namespace
 
 void pack(const Box& box, const Operand& operand, const char* row, int64_t start, int64_t n, char* packed) noexcept {
     const int64_t unit = operand.unit;
-    const auto copy_run = unit == 4 ? copy<float> : copy<double>;
+    const auto copy_run = copy_of(unit);
     walk(box, operand, const_cast<char*>(row), start, n,  // only read
          [&](char* element, int64_t step, int64_t place, int64_t run) {
              copy_run(packed + place * unit, unit, element, step, run);
@@ -46,7 +49,7 @@ void pack(const Box& box, const Operand& operand, const char* row, int64_t start
 
 void unpack(const Box& box, const Operand& operand, char* row, int64_t start, int64_t n, const char* packed) noexcept {
     const int64_t unit = operand.unit;
-    const auto copy_run = unit == 4 ? copy<float> : copy<double>;
+    const auto copy_run = copy_of(unit);
     walk(box, operand, row, start, n, [&](char* element, int64_t step, int64_t place, int64_t run) {
         copy_run(element, step, packed + place * unit, unit, run);
     });

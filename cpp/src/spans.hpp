@@ -52,7 +52,7 @@ class DirectRows {
 
 // A tile holds one operand's share of a kernel call; a worker has one for each operand that is not direct.
 inline constexpr int64_t tile_elements = 4096;
-static_assert(tile_elements % kernels::row_alignment == 0);
+static_assert(tile_elements % kernels::row_alignment == 0 && tile_elements % kernels::half_row_run == 0);
 inline constexpr int64_t tile_bytes = tile_elements * 8;
 using Tiles = char* [roles];
 
@@ -162,6 +162,8 @@ struct RowLists {
     const void* mask[most_rows];
     std::uint8_t packed_mask[kernels::rows_ahead][packed_lanes / 8];
 };
+static_assert(RowLists::most_rows % kernels::half_lane_rows == 0 &&
+              kernels::rows_ahead % kernels::half_lane_rows == 0);  // the rows of batches
 
 // The masks of `rows` rows from the o-th on, one after the other without a gap.
 void pack_mask(const Box& box, int64_t g, int64_t o, int64_t rows, std::uint8_t* packed) noexcept;

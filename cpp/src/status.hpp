@@ -13,6 +13,15 @@ struct ShapeText {
     ShapeText(const std::int64_t* shape, int rank) noexcept;
 };
 
-inline const char* name(DType dtype) noexcept { return dtype == DType::f32 ? "float32" : "float64"; }
+// As NumPy calls it; null for what is no type.
+inline const char* name(DType dtype) noexcept {
+    switch (dtype) {
+        case DType::f32: return "float32";
+        case DType::f64: return "float64";
+        case DType::f16: return "float16";
+        case DType::bf16: return "bfloat16";
+    }
+    return nullptr;
+}
 
 }  // namespace batchnorm

@@ -26,9 +26,9 @@ bool Validator::can_check(const char* name, const View& view, bool has_data, boo
     if (view.rank < 0 || view.rank > max_rank)
         status_ = failure(Code::invalid_value, "%s: %s has %d axes, expected at most %d", function_, name, view.rank,
                           max_rank);
-    else if (view.dtype != DType::f32 && view.dtype != DType::f64)
-        status_ = failure(Code::invalid_type, "%s: %s has the unknown type %d, expected f32 or f64", function_, name,
-                          static_cast<int>(view.dtype));
+    else if (!batchnorm::name(view.dtype))
+        status_ = failure(Code::invalid_type, "%s: %s has the unknown type %d, expected f32, f64, f16 or bf16",
+                          function_, name, static_cast<int>(view.dtype));
     else if (!has_data && !is_empty)
         status_ = failure(Code::invalid_value, "%s: %s has no data", function_, name);
     return ok();

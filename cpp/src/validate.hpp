@@ -48,7 +48,7 @@ class Validator {
     // Of x's shape and type, sharing no memory with an input, unless it is exactly that.
     struct Named {
         const char* name;
-        View view;
+        const View& view;
     };
     void output(const char* name, const MutView& out, std::initializer_list<Named> inputs) noexcept;
 
@@ -57,8 +57,8 @@ class Validator {
     std::int64_t statistics() const noexcept { return statistics_; }
     std::int64_t values() const noexcept { return values_; }  // M, behind each, where there are no groups
     const bool (&kept() const noexcept)[max_rank] { return kept_; }
-    // As a view of x's shape, which repeats what is one for several; absent where there are none.
-    const View& weights_like_x() const noexcept { return weights_; }
+    // As a view of x's shape, which repeats what is one for several; null where there are none.
+    const View* weights_like_x() const noexcept { return weights_.data ? &weights_ : nullptr; }
 
     // Outputs of one call, each in memory of its own.
     void separate(std::initializer_list<Named> outputs) noexcept;

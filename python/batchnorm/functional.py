@@ -3,12 +3,13 @@
 Common to all of them:
 
 x, dy, out
-    NumPy arrays or PyTorch CPU tensors of float32 or float64, all of one kind, type and shape, of any rank up to 8 and
-    any strides; they are not copied. ``out`` may be exactly an input, else it must not overlap one. Without it the
+    NumPy arrays or PyTorch CPU tensors of float32, float64, float16 or bfloat16 (in NumPy that of the package
+    ml_dtypes), all of one kind, type and shape, of any rank up to 8 and any strides; they are not copied. 16 bits are
+    computed in float32 and rounded once. ``out`` may be exactly an input, else it must not overlap one. Without it the
     result is a new array; the memory of large ones is used again when they are gone (see `batchnorm.clear_cache`).
 gamma, beta, mean, var
     Of the kept axes' shape in x's order, ``(C,)`` for one axis: an array of any float type, a sequence, or one number
-    for all. gamma and beta may be None: 1 and 0.
+    for all. gamma and beta may be None: 1 and 0. float32 is right beside x of 16 bits too.
 axis
     The axis, or tuple of axes, that keeps its own statistics; they run over all the others. ``()`` keeps none.
 eps

@@ -3,6 +3,7 @@
 #include <cstdarg>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 
 #include "outputs.hpp"
 
@@ -14,7 +15,7 @@ namespace {
 // under a lock: looking up imports, which lets other threads run, and one that waited for the lock with the GIL would
 // wait for ever. Two threads may both do it.
 struct NumPy {
-    nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, masked_array;
+    nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, float16_dtype, uint16, empty, masked_array;
 
     static const NumPy& get() {
         static const NumPy* numpy = nullptr;
@@ -30,6 +31,9 @@ struct NumPy {
         float64 = np.attr("float64");
         float64_dtype = np.attr("dtype")(float64);
         float32_dtype = np.attr("dtype")(np.attr("float32"));
+        float16_dtype = np.attr("dtype")(np.attr("float16"));
+        uint16 = np.attr("uint16");
+        empty = np.attr("empty");
         masked_array = np.attr("ma").attr("MaskedArray");
     }
 };
@@ -51,7 +55,7 @@ bool is_masked(nb::handle array) {
 
 // The same of PyTorch, once the process has imported it: before, nothing can be a tensor.
 struct Torch {
-    nb::object module, tensor, float32, float64, strided;
+    nb::object module, tensor, float32, float64, float16, bfloat16, strided;
 
     static const Torch* get() {
         static const Torch* torch = nullptr;
@@ -69,6 +73,8 @@ struct Torch {
           tensor(torch.attr("Tensor")),
           float32(torch.attr("float32")),
           float64(torch.attr("float64")),
+          float16(torch.attr("float16")),
+          bfloat16(torch.attr("bfloat16")),
           strided(torch.attr("strided")) {}
 };
 
@@ -85,30 +91,52 @@ Kind kind_of(nb::handle object) {
 std::string text(nb::handle object) { return nb::str(object).c_str(); }
 std::string type_text(nb::handle object) { return nb::type_name(object.type()).c_str(); }
 
-// Whether a parameter may have a dtype: float16, long double, a foreign byte order, ml_dtypes' bfloat16 (of kind V)
-// too.
+// NumPy's bfloat16 is ml_dtypes', of kind V; that package is the user's, and known by the name alone.
+bool is_bfloat16(nb::handle dtype) {
+    return text(dtype.attr("name")) == "bfloat16" && nb::cast<bool>(dtype.attr("isnative"));
+}
+
+// Whether a parameter may have a dtype: long double, a foreign byte order and other bfloats too.
 bool is_float(nb::handle dtype, Kind kind) {
     if (kind == Kind::torch) return nb::cast<bool>(dtype.attr("is_floating_point"));
     return text(dtype.attr("kind")) == "f" || text(dtype.attr("name")).rfind("bfloat", 0) == 0;
 }
 
-// Whether the library reads it as it is.
-bool is_native(nb::handle dtype, Kind kind) {
-    if (kind == Kind::torch) return dtype.is(Torch::get()->float32) || dtype.is(Torch::get()->float64);
-    return dtype.is(NumPy::get().float32_dtype) || dtype.is(NumPy::get().float64_dtype);
+// The library's name for a dtype that it reads as it is.
+std::optional<DType> native_type(nb::handle dtype, Kind kind) {
+    if (kind == Kind::torch) {
+        const Torch& torch = *Torch::get();
+        if (dtype.is(torch.float32)) return DType::f32;
+        if (dtype.is(torch.float64)) return DType::f64;
+        if (dtype.is(torch.float16)) return DType::f16;
+        if (dtype.is(torch.bfloat16)) return DType::bf16;
+        return std::nullopt;
+    }
+    const NumPy& np = NumPy::get();
+    if (dtype.is(np.float32_dtype)) return DType::f32;
+    if (dtype.is(np.float64_dtype)) return DType::f64;
+    if (dtype.is(np.float16_dtype)) return DType::f16;
+    if (is_bfloat16(dtype)) return DType::bf16;
+    return std::nullopt;
 }
 
 bool requires_grad(nb::handle object, Kind kind) {
     return kind == Kind::torch && nb::cast<bool>(object.attr("requires_grad"));
 }
 
-constexpr const char* accepted = "expected float32 or float64";
+constexpr const char* accepted = "expected float32, float64, float16 or bfloat16";
 
-// 'f' or 'd' in native byte order; 0 for what is neither.
-char native_float(const char* format) {
+// The type that a buffer's format tells, in native byte order.
+std::optional<DType> type_of(const char* format) {
     constexpr char native = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>';
     if (*format == '@' || *format == '=' || *format == '^' || *format == native) ++format;
-    return (*format == 'f' || *format == 'd') && format[1] == '\0' ? *format : '\0';
+    if (format[0] == '\0' || format[1] != '\0') return std::nullopt;
+    switch (*format) {
+        case 'f': return DType::f32;
+        case 'd': return DType::f64;
+        case 'e': return DType::f16;
+        default: return std::nullopt;
+    }
 }
 
 }  // namespace
@@ -145,28 +173,39 @@ void check(const batchnorm::Status& status) {
 
 // ------------------------------------------------------------------------------------------------------------ import
 
-bool Array::read_buffer() {
-    if (PyObject_GetBuffer(object_.ptr(), &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) == 0) {
-        if (native_float(buffer_.format)) return true;
-        PyBuffer_Release(&buffer_);
-    } else {
+bool Array::read_buffer(nb::handle array) {
+    if (PyObject_GetBuffer(array.ptr(), &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
         PyErr_Clear();  // a dtype that the buffer protocol cannot tell
+        buffer_.obj = nullptr;
+        return false;
     }
-    buffer_.obj = nullptr;
-    return false;
+    return true;
+}
+
+bool Array::read_numpy() {
+    if (read_buffer(object_)) {
+        if (const std::optional<DType> type = type_of(buffer_.format)) {
+            view_.dtype = *type;
+            return true;
+        }
+        PyBuffer_Release(&buffer_);
+        buffer_.obj = nullptr;
+    }
+    if (!is_bfloat16(object_.attr("dtype"))) return false;
+    view_.dtype = DType::bf16;
+    return read_buffer(object_.attr("view")(NumPy::get().uint16));
 }
 
 void Array::import_numpy(const char* argument, bool writable) {
     if (is_masked(object_))
         raise(PyExc_TypeError, "%s is a masked array, expected a plain one: its mask would be lost", argument);
-    if (!read_buffer())
+    if (!read_numpy())
         raise(PyExc_TypeError, "%s has dtype %s, %s (astype converts)", argument, text(object_.attr("dtype")).c_str(),
               accepted);
     if (writable && buffer_.readonly) raise(PyExc_ValueError, "%s is read-only", argument);
     if (buffer_.ndim > batchnorm::max_rank)
         raise(PyExc_ValueError, "%s has %d axes, expected at most %d", argument, buffer_.ndim, batchnorm::max_rank);
     view_.data = buffer_.buf;
-    view_.dtype = native_float(buffer_.format) == 'f' ? DType::f32 : DType::f64;
     view_.rank = buffer_.ndim;
     for (int d = 0; d < view_.rank; ++d) {
         view_.shape[d] = buffer_.shape[d];
@@ -183,8 +222,8 @@ void Array::import_torch(const char* argument) {
               text(object_.attr("device")).c_str());
     const Torch& torch = *Torch::get();
     const nb::object dtype = object_.attr("dtype");
-    if (!is_native(dtype, Kind::torch))
-        raise(PyExc_TypeError, "%s has dtype %s, %s (to() converts)", argument, text(dtype).c_str(), accepted);
+    const std::optional<DType> type = native_type(dtype, Kind::torch);
+    if (!type) raise(PyExc_TypeError, "%s has dtype %s, %s (to() converts)", argument, text(dtype).c_str(), accepted);
     if (const nb::object layout = object_.attr("layout"); !layout.is(torch.strided))
         raise(PyExc_TypeError, "%s has layout %s, expected torch.strided", argument, text(layout).c_str());
 
@@ -197,7 +236,7 @@ void Array::import_torch(const char* argument) {
     if (shape.size() > static_cast<std::size_t>(batchnorm::max_rank))
         raise(PyExc_ValueError, "%s has %zu axes, expected at most %d", argument, shape.size(), batchnorm::max_rank);
     view_.data = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(object_.attr("data_ptr")()));
-    view_.dtype = dtype.is(torch.float32) ? DType::f32 : DType::f64;
+    view_.dtype = *type;
     view_.rank = static_cast<int>(shape.size());
     for (int d = 0; d < view_.rank; ++d) {
         view_.shape[d] = nb::cast<std::int64_t>(shape[d]);
@@ -261,7 +300,7 @@ Array Array::param(const char* argument, nb::handle object, Kind kind) {
         return array;
     }
     const nb::object dtype = object.attr("dtype");
-    if (is_native(dtype, own) || requires_grad(object, own)) {
+    if (native_type(dtype, own) || requires_grad(object, own)) {
         array.import(argument, object, kind, false);
         return array;
     }
@@ -315,8 +354,20 @@ Array Array::statistic(const std::vector<std::int64_t>& shape, Kind kind) { retu
 Array Array::param_grad(const Array& param, const Array& x, const std::vector<std::int64_t>& shape) {
     // A list or a number has no type of its own.
     const bool typed = param.kind_ != Kind::none && !param.converted_;
-    Array array = fresh(shape, typed ? param.view_.dtype : x.view_.dtype, x.kind_);
-    if (typed) array.cast_to_ = param.cast_to_;
+    const DType type = typed ? param.view_.dtype : x.view_.dtype;
+    if (batchnorm::item_size(type) > 2) {
+        Array array = fresh(shape, type, x.kind_);
+        if (typed) array.cast_to_ = param.cast_to_;
+        return array;
+    }
+    if (!typed) return fresh(shape, DType::f32, x.kind_);
+    nb::list sizes;
+    for (const std::int64_t size : shape) sizes.append(size);
+    const nb::object dtype = param.object_.attr("dtype");
+    const nb::object made = x.kind_ == Kind::torch ? Torch::get()->module.attr("empty")(sizes, nb::arg("dtype") = dtype)
+                                                   : NumPy::get().empty(sizes, dtype);
+    Array array;
+    array.import("array", made, x.kind_, true);
     return array;
 }
 

@@ -21,7 +21,8 @@ void check(const batchnorm::Status& status);
 // The library's view of an array's memory, which it keeps alive.
 class Array {
   public:
-    // A tensor: an array of float32 or float64. `kind` is that of the call's first array (none: this is the first).
+    // A tensor: an array of float32, float64, float16 or bfloat16. `kind` is that of the call's first array (none: this
+    // is the first).
     static Array tensor(const char* argument, nb::handle object, Kind kind = Kind::none);
     // A tensor to write to: `out`, or a new one like `like` if out is None.
     static Array output(const char* argument, nb::handle out, const Array& like);
@@ -47,7 +48,8 @@ class Array {
   private:
     Array() = default;
     void import(const char* argument, nb::handle object, Kind kind, bool writable);
-    bool read_buffer();  // whether object_ is a NumPy array of native float32 or float64
+    bool read_buffer(nb::handle array);  // whether it has one
+    bool read_numpy();                   // whether object_ is a NumPy array of a type that the library has
     void import_numpy(const char* argument, bool writable);
     void import_torch(const char* argument);
     static Array fresh(const std::vector<std::int64_t>& shape, batchnorm::DType dtype, Kind kind);
@@ -57,7 +59,7 @@ class Array {
     bool converted_ = false;  // from a sequence or a number: no type of the user's own
     batchnorm::View view_;
     Py_buffer buffer_{};  // of a NumPy array
-    nb::object cast_to_;  // the dtype that object() converts to, where it is not float32 or float64
+    nb::object cast_to_;  // the dtype that object() converts to, where it is another than the memory's
 };
 
 // The shape of x and how its axes lie in memory: tensors that agree in it have the same masks.

@@ -132,8 +132,7 @@ nb::object new_saved(const Array& x, const Axes& axes, nb::object axis, const Ex
 batchnorm::MutStats outputs_of(nb::handle object) {
     Saved& saved = nb::cast<Saved&>(object);
     batchnorm::MutStats stats = saved.outputs();
-    if (!saved.mask.is_none())
-        stats.mask = reinterpret_cast<std::uint8_t*>(nb::cast<std::uintptr_t>(saved.mask.attr("ctypes").attr("data")));
+    if (!saved.mask.is_none()) stats.mask = bytes_of(saved.mask);
     return stats;
 }
 

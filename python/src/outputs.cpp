@@ -82,7 +82,7 @@ void init_outputs() {
 nb::object numpy_empty(const std::vector<std::int64_t>& shape, batchnorm::DType dtype) {
     npy_intp sizes[batchnorm::max_rank];
     std::copy(shape.begin(), shape.end(), sizes);
-    const int type = dtype == batchnorm::DType::f32 ? NPY_FLOAT32 : NPY_FLOAT64;
+    const int type = dtype == batchnorm::DType::f32 ? NPY_FLOAT32 : NPY_FLOAT64;  // results have no other
     return checked(PyArray_SimpleNew(static_cast<int>(shape.size()), sizes, type));
 }
 
@@ -91,6 +91,10 @@ nb::object numpy_bytes(std::int64_t count) {
     if (static_cast<std::size_t>(count) < buffers::least_bytes) return checked(PyArray_SimpleNew(1, &size, NPY_UINT8));
     const InBuffers scope;
     return checked(PyArray_SimpleNew(1, &size, NPY_UINT8));
+}
+
+std::uint8_t* bytes_of(nb::handle numpy_array) {
+    return static_cast<std::uint8_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(numpy_array.ptr())));
 }
 
 nb::object numpy_output(nb::handle like, const batchnorm::View& view) {
@@ -113,6 +117,9 @@ nb::object torch_output(nb::handle torch, nb::handle like, const batchnorm::View
     void* const data = buffers::acquire(bytes_of(view));
     if (!data) raise(PyExc_MemoryError, "no memory for a result of %zu bytes", bytes_of(view));
     const nb::capsule owner(data, buffers::release);
-    const auto dtype = view.dtype == batchnorm::DType::f32 ? nb::dtype<float>() : nb::dtype<double>();
+    const auto code =
+        view.dtype == batchnorm::DType::bf16 ? nb::dlpack::dtype_code::Bfloat : nb::dlpack::dtype_code::Float;
+    const nb::dlpack::dtype dtype{static_cast<std::uint8_t>(code),
+                                  static_cast<std::uint8_t>(8 * batchnorm::item_size(view.dtype)), 1};
     return nb::cast(nb::ndarray<nb::pytorch>(data, static_cast<std::size_t>(view.rank), shape, owner, strides, dtype));
 }

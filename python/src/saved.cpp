@@ -1,5 +1,7 @@
 #include "saved.hpp"
 
+#include "outputs.hpp"
+
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -150,7 +152,7 @@ batchnorm::Stats Saved::inputs(const batchnorm::View& x) const {
               "x has not the shape and strides of forward's x, which saved.mask (%zu bytes) follows: expected that "
               "array, or one laid out like it",
               own);
-    stats.mask = reinterpret_cast<const std::uint8_t*>(nb::cast<std::uintptr_t>(mask.attr("ctypes").attr("data")));
+    stats.mask = bytes_of(mask);
     return stats;
 }
 

@@ -62,6 +62,13 @@ inline batchnorm::Status run(Op op, const Call& c) {
     return {};
 }
 
+inline constexpr DType all_dtypes[] = {DType::f32, DType::f64, DType::f16, DType::bf16};
+
+inline const char* name(DType dtype) {
+    constexpr const char* names[] = {"f32", "f64", "f16", "bf16"};
+    return names[static_cast<int>(dtype)];
+}
+
 inline batchnorm::Axes to_axes(const std::vector<int>& list) {
     batchnorm::Axes axes{};
     for (const int axis : list) axes.axis[axes.count++] = axis;
@@ -85,8 +92,8 @@ inline std::string text(const Setup& s) {
         if (!axes.empty()) axes += ',';
         axes += std::to_string(axis);
     }
-    return text(s.shape) + " axes (" + axes + ") " + (s.dtype == DType::f32 ? "f32" : "f64") + " x " + name(s.x) +
-           " dy " + name(s.dy) + " out " + name(s.out);
+    return text(s.shape) + " axes (" + axes + ") " + name(s.dtype) + " x " + name(s.x) + " dy " + name(s.dy) + " out " +
+           name(s.out);
 }
 
 // Operands for every function, with statistics and sums that fit x and dy.
@@ -101,6 +108,10 @@ struct Example {
 
     static constexpr int64_t guard = 64;  // around what is written
 
+    static double sum_error(DType dtype) {
+        return reference::is_half(dtype) ? reference::half_sum_error : reference::sum_error;
+    }
+
     explicit Example(const Setup& s)
         : setup(s),
           problem(s.shape, s.axes),
@@ -108,9 +119,10 @@ struct Example {
           dy(s.dtype, s.shape, s.dy),
           gamma(s.gamma, problem.kept_shape, s.params),
           beta(s.gamma, problem.kept_shape, s.params),
-          statistics(
-              reference::statistics(problem, x.randomize(1, s.x_scale, s.x_shift).values(), batchnorm::Options{}.eps)),
-          sums(reference::grad_sums(problem, dy.randomize(2, 1, 0.25).values(), x.values(), statistics.mean.value)),
+          statistics(reference::statistics(problem, x.randomize(1, s.x_scale, s.x_shift).values(),
+                                           batchnorm::Options{}.eps, sum_error(s.dtype))),
+          sums(reference::grad_sums(problem, dy.randomize(2, 1, 0.25).values(), x.values(), statistics.mean.value,
+                                    sum_error(s.dtype))),
           mean(given(statistics.mean.value)),
           var(given(statistics.var.value)),
           inv_std(given(statistics.inv_std.value)),

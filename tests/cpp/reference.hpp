@@ -1,7 +1,8 @@
 // Batch normalization by its formulas, in float64 and two passes, with a bound for what rounding may add.
 //
 // A bound counts each rounding of the library's own arithmetic, element by element; u is the unit roundoff of the
-// data's type, 2^-24 or 2^-53.
+// type of the arithmetic, 2^-24 or 2^-53. 16-bit data is rounded once more where it is stored, and its sums start in
+// float.
 #pragma once
 
 #include "tensor.hpp"
@@ -12,9 +13,23 @@ namespace reference {
 
 // A sum of n terms has an error of at most n * 2^-53 * sum|terms|; no accumulator gets more than 9000 here.
 inline constexpr double sum_error = 1e-12;
+// Of 16-bit data, what the design allows: sums start in float.
+inline constexpr double half_sum_error = 1e-7;
 inline constexpr double u64 = 0x1p-53;
 
-inline double unit_roundoff(DType dtype) { return dtype == DType::f32 ? 0x1p-24 : u64; }
+inline double unit_roundoff(DType dtype) { return dtype == DType::f64 ? u64 : 0x1p-24; }
+inline bool is_half(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16; }
+
+// Of values in a type: half a unit in the last place for each, and half the least number.
+inline double storage_error(DType dtype, double value) {
+    switch (dtype) {
+        case DType::f64: return 0;
+        case DType::f32: return 0x1p-24 * std::fabs(value);
+        case DType::f16: return 0x1p-11 * std::fabs(value) + 0x1p-25;
+        case DType::bf16: return 0x1p-8 * std::fabs(value) + 0x1p-134;
+    }
+    return 0;
+}
 
 // What roundings of subnormal numbers add, four of them at most.
 inline double underflow(double u) { return u == u64 ? 4 * 0x1p-1074 : 4 * 0x1p-149; }
@@ -57,7 +72,7 @@ struct Statistics {
     explicit Statistics(std::size_t n) : mean(n), m2(n), var(n), inv_std(n) {}
 };
 
-inline Statistics statistics(const Problem& p, const Values& x, double eps) {
+inline Statistics statistics(const Problem& p, const Values& x, double eps, double error = sum_error) {
     Statistics s(p.statistics);
     for (int round = 0; round < 2; ++round) {  // the second takes back the rounding errors of the first
         Values sum(p.statistics);
@@ -72,8 +87,8 @@ inline Statistics statistics(const Problem& p, const Values& x, double eps) {
     }
     for (std::size_t k = 0; k < p.statistics; ++k) {
         // The library sums differences from one of the elements, which are of the size of the largest deviation.
-        const double var = s.m2.value[k] / p.values, var_bound = sum_error * deviation[k] * deviation[k];
-        s.mean.bound[k] = sum_error * deviation[k] + 2 * u64 * std::fabs(s.mean.value[k]);
+        const double var = s.m2.value[k] / p.values, var_bound = error * deviation[k] * deviation[k];
+        s.mean.bound[k] = error * deviation[k] + 2 * u64 * std::fabs(s.mean.value[k]);
         s.m2.bound[k] = var_bound * p.values;
         s.var.value[k] = var;
         s.var.bound[k] = var_bound;
@@ -105,15 +120,16 @@ struct GradSums {
     explicit GradSums(std::size_t n) : dy(n), dy_xmu(n) {}
 };
 
-inline GradSums grad_sums(const Problem& p, const Values& dy, const Values& x, const Values& mean) {
+inline GradSums grad_sums(const Problem& p, const Values& dy, const Values& x, const Values& mean,
+                          double error = sum_error) {
     GradSums s(p.statistics);
     for (std::size_t i = 0; i < x.size(); ++i) {
         const std::size_t k = p.statistic[i];
         const double product = dy[i] * (x[i] - mean[k]);
         s.dy.value[k] += dy[i];
-        s.dy.bound[k] += sum_error * std::fabs(dy[i]);
+        s.dy.bound[k] += error * std::fabs(dy[i]);
         s.dy_xmu.value[k] += product;
-        s.dy_xmu.bound[k] += sum_error * std::fabs(product);
+        s.dy_xmu.bound[k] += error * std::fabs(product);
     }
     return s;
 }

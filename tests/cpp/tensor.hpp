@@ -4,6 +4,7 @@
 #include <batchnorm/core.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
@@ -36,6 +37,34 @@ class Random {
   private:
     std::uint64_t state_;
 };
+
+// The 16-bit types by their definition, in float64: bits of the mantissa, and the exponent of the least normal number.
+struct Bits16 {
+    int mantissa, least;
+};
+inline constexpr Bits16 f16_bits{10, -14}, bf16_bits{7, -126};
+
+inline double value_of(std::uint16_t bits, Bits16 type) {
+    const int magnitude = bits & 0x7fff, exponent = magnitude >> type.mantissa, top = 0x7fff >> type.mantissa;
+    const int fraction = magnitude & ((1 << type.mantissa) - 1), implied = exponent > 0 ? 1 << type.mantissa : 0;
+    double value = std::ldexp(fraction + implied, std::max(exponent, 1) - 1 + type.least - type.mantissa);
+    if (exponent == top) value = fraction ? std::nan("") : HUGE_VAL;
+    return bits & 0x8000 ? -value : value;
+}
+
+// To nearest, ties to even.
+inline std::uint16_t nearest(double value, Bits16 type) {
+    const int sign = std::signbit(value) ? 0x8000 : 0, infinity = 0x7fff >> type.mantissa << type.mantissa;
+    if (std::isnan(value)) return static_cast<std::uint16_t>(sign | infinity | 1 << (type.mantissa - 1));
+    const double magnitude = std::fabs(value);
+    if (std::isinf(magnitude)) return static_cast<std::uint16_t>(sign | infinity);
+    int exponent = type.least;
+    if (magnitude > 0) exponent = std::max(std::ilogb(magnitude), type.least);
+    // In units of the last bit; what is rounded up to the next exponent carries.
+    const double units = std::nearbyint(std::ldexp(magnitude, type.mantissa - exponent));
+    const double bits = units + std::ldexp(exponent - type.least, type.mantissa);
+    return static_cast<std::uint16_t>(sign | static_cast<int>(std::min(bits, static_cast<double>(infinity))));
+}
 
 enum class Layout {
     contiguous,
@@ -116,16 +145,22 @@ class Tensor {
 
     double get(std::size_t i) const {
         const unsigned char* p = memory_.data() + places_[i];
-        if (dtype_ == DType::f64) return load<double>(p);
+        switch (dtype_) {
+            case DType::f64: return load<double>(p);
+            case DType::f16: return value_of(load<std::uint16_t>(p), f16_bits);
+            case DType::bf16: return value_of(load<std::uint16_t>(p), bf16_bits);
+            case DType::f32: break;
+        }
         return static_cast<double>(load<float>(p));
     }
     void set(std::size_t i, double value) {
         unsigned char* p = memory_.data() + places_[i];
-        const float narrow = static_cast<float>(value);
-        if (dtype_ == DType::f64)
-            std::memcpy(p, &value, sizeof value);
-        else
-            std::memcpy(p, &narrow, sizeof narrow);
+        switch (dtype_) {
+            case DType::f64: return save(p, value);
+            case DType::f16: return save(p, nearest(value, f16_bits));
+            case DType::bf16: return save(p, nearest(value, bf16_bits));
+            case DType::f32: return save(p, static_cast<float>(value));
+        }
     }
 
     Values values() const {
@@ -173,6 +208,11 @@ class Tensor {
         T value;
         std::memcpy(&value, p, sizeof value);
         return value;
+    }
+
+    template <class T>
+    static void save(unsigned char* p, T value) {
+        std::memcpy(p, &value, sizeof value);
     }
 
     template <class Pointer>

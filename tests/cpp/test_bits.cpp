@@ -16,6 +16,9 @@ const std::vector<Setup>& setups() {
             {{17, 5, 9}, {1}},   // folded
             {{9, 19, 22}, {1}},  // small planes
             {{2, 11, 7, 33}, {0, 2}, DType::f64},
+            {{6, 16, 49}, {1}, DType::f16},
+            {{6, 49, 16}, {-1}, DType::bf16},
+            {{37, 5, 9}, {1}, DType::f16, Layout::channels_last, Layout::records, Layout::transposed},
         };
         if (!quick())
             some.insert(some.end(), {{{40, 3, 1000}, {1}},
@@ -24,7 +27,12 @@ const std::vector<Setup>& setups() {
                                      {{300, 130}, {1}},
                                      {{2, 5000}, {1}},
                                      {{21, 50, 49}, {1}},
-                                     {{9, 37, 400}, {1}, DType::f64}});  // read and written in turns
+                                     {{40, 3, 1000}, {1}, DType::bf16},
+                                     {{1, 2, 33000}, {1}, DType::f16},
+                                     {{300, 130}, {1}, DType::f16},
+                                     {{2, 5000}, {1}, DType::bf16},
+                                     {{9, 37, 1100}, {1}, DType::f16},  // read and written in turns
+                                     {{9, 37, 400}, {1}, DType::f64}});
         return some;
     }();
     return all;

@@ -83,7 +83,8 @@ const std::vector<BadInput> bad_inputs = {
     {"x has 9 axes", any, [](Call& c) { c.x.rank = 9; }, "at most 8"},
     {"x has -1 axes", any, [](Call& c) { c.x.rank = -1; }},
     {"x has no data", any, [](Call& c) { c.x.data = nullptr; }},
-    {"x has the unknown type 7", any, [](Call& c) { c.x.dtype = static_cast<DType>(7); }, "f32", Code::invalid_type},
+    {"x has the unknown type 7", any, [](Call& c) { c.x.dtype = static_cast<DType>(7); }, "f32, f64, f16 or bf16",
+     Code::invalid_type},
     {"x has the impossible shape (4, -3, 5)", any, [](Call& c) { c.x.shape[1] = -3; }},
     {"x has the impossible shape", any, [](Call& c) { c.x.shape[0] = c.x.shape[2] = int64_t{1} << 32; }},
     {"x of shape (1, 3, 1)", trains,
@@ -99,12 +100,14 @@ const std::vector<BadInput> bad_inputs = {
      "at least 2"},
 
     {"dy is float64", has_dy, [](Call& c) { c.dy.dtype = DType::f64; }, "float32", Code::invalid_type},
+    {"dy is float16", has_dy, [](Call& c) { c.dy.dtype = DType::f16; }, "float32", Code::invalid_type},
     {"dy has shape (4, 3, 4)", has_dy, [](Call& c) { c.dy.shape[2] = 4; }, "(4, 3, 5)"},
     {"dy has shape (4, 3)", has_dy, [](Call& c) { c.dy.rank = 2; }, "(4, 3, 5)"},
     {"dy has 9 axes", has_dy, [](Call& c) { c.dy.rank = 9; }},
     {"dy has no data", has_dy, [](Call& c) { c.dy.data = nullptr; }},
 
     {"out is float64", has_out, [](Call& c) { c.out.dtype = DType::f64; }, "float32", Code::invalid_type},
+    {"out is bfloat16", has_out, [](Call& c) { c.out.dtype = DType::bf16; }, "float32", Code::invalid_type},
     {"out has shape (4, 4, 5)", has_out, [](Call& c) { c.out.shape[1] = 4; }, "(4, 3, 5)"},
     {"out has -2 axes", has_out, [](Call& c) { c.out.rank = -2; }},
     {"out has no data", has_out, [](Call& c) { c.out.data = nullptr; }},
@@ -332,7 +335,7 @@ void outputs_overlapping_each_other() {
 
 // An empty batch: nothing to normalize, but results to fill.
 void empty_arrays() {
-    for (const DType dtype : {DType::f32, DType::f64})
+    for (const DType dtype : all_dtypes)
         for (const Shape& shape : {Shape{0, 3, 5}, {4, 3, 0}, {4, 0, 5}})
             for (const Op op : all_ops) {
                 Example e({shape, {1}, dtype});

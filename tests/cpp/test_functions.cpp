@@ -9,12 +9,12 @@ constexpr Layout param_layouts[] = {Layout::contiguous, Layout::reversed, Layout
 enum class Given { both, neither, gamma_only, beta_only, scalars };
 constexpr Given given[] = {Given::both, Given::neither, Given::gamma_only, Given::beta_only, Given::scalars};
 
-// A result of either type: float32 rounds once more.
+// A result of any type: all but float64 round once more.
 void check_close(const char* what, const Tensor& got, const reference::Expected& expected) {
-    const double u = got.dtype() == DType::f32 ? 0x1p-24 : 0;
     for (std::size_t i = 0; i < got.size(); ++i) {
         const double value = got.get(i), wanted = expected.value[i];
-        const double bound = expected.bound[i] + u * std::fabs(wanted);
+        const double exact = expected.bound[i];
+        const double bound = exact + reference::storage_error(got.dtype(), std::fabs(wanted) + exact);
         if (std::fabs(value - wanted) <= bound) continue;
         char detail[160];
         std::snprintf(detail, sizeof detail, "%s[%zu] is %.17g, expected %.17g within %.3g", what, i, value, wanted,
@@ -106,9 +106,11 @@ void check_functions(const Setup& setup, Given params) {
 void check_variants(Setup setup) {
     static std::size_t n = 0;
     ++n;
-    setup.gamma = n % 2 ? DType::f32 : DType::f64;
+    setup.gamma = all_dtypes[n % std::size(all_dtypes)];
     setup.params = param_layouts[n / 2 % std::size(param_layouts)];
-    setup.result = n / 3 % 2 ? DType::f32 : DType::f64;
+    setup.result = all_dtypes[n / 3 % std::size(all_dtypes)];
+    // A count of more is infinite there.
+    if (setup.result == DType::f16 && product(setup.shape) > 60000) setup.result = DType::bf16;
     check_functions(setup, given[n / 7 % std::size(given)]);
 }
 
@@ -124,7 +126,7 @@ void small_arrays_of_every_layout() {
     for (const Shape& shape : {Shape{7}, {5, 3}, {4, 3, 5}, {3, 4, 5, 2}, {2, 3, 4, 3, 2}, {3, 1, 4, 1, 5}})
         for (const std::vector<int>& axes : none_one_or_two(static_cast<int>(shape.size())))
             for (std::size_t x = 0; x < std::size(layouts); ++x)
-                for (const DType dtype : {DType::f32, DType::f64}) {
+                for (const DType dtype : all_dtypes) {
                     static std::size_t n = 0;
                     n += 7;  // dy and out: now as x, now otherwise
                     const bool alike = n % 3 == 0 && x < std::size(writable_layouts);
@@ -143,7 +145,7 @@ void channels_and_planes() {
     channel_counts.insert(channel_counts.end(), {251, 322});
     std::size_t n = 0;
     for (const int64_t channels : channel_counts)
-        for (const DType dtype : {DType::f32, DType::f64}) {
+        for (const DType dtype : all_dtypes) {
             if (quick() && channels % 5 != 1) continue;
             const int64_t plane = planes[n++ % std::size(planes)];
             check_variants({{3, channels, plane}, {1}, dtype});
@@ -176,6 +178,13 @@ void large_arrays() {
              Setup{{17, 33, 49}, {1}, DType::f32, Layout::misaligned, Layout::misaligned, Layout::misaligned},
              Setup{{17, 33, 49}, {1}, DType::f64, Layout::records, Layout::transposed, Layout::padded},
              Setup{{9, 37, 400}, {1}, DType::f64},  // in turns
+             Setup{{9, 37, 1100}, {1}, DType::f16},
+             Setup{{9, 37, 1100}, {1}, DType::bf16, Layout::misaligned, Layout::padded, Layout::misaligned},
+             Setup{{2, 2, 40000}, {1}, DType::bf16, Layout::every_second},
+             Setup{{2, 2, 40000}, {1}, DType::f16},
+             Setup{{8000, 5}, {-1}, DType::f16, Layout::every_second, Layout::transposed, Layout::padded},
+             Setup{{300, 260}, {-1}, DType::bf16},
+             Setup{{17, 33, 49}, {1}, DType::f16, Layout::records, Layout::transposed, Layout::padded},
              Setup{{9, 37, 400}, {1}, DType::f64, Layout::misaligned, Layout::padded, Layout::misaligned},
          })
         check_variants(setup);

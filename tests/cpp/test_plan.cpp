@@ -110,7 +110,7 @@ void check_plan(const Box& box, const Plan& plan) {
 
 // Every number of lanes and every small plane, with every way to call.
 void blocks_fit() {
-    for (const DType dtype : {DType::f32, DType::f64})
+    for (const DType dtype : {DType::f32, DType::f64, DType::f16})
         for (const int64_t outers : {1, 7, 8, 255, 300, 2000, 200000})
             for (const int64_t plane : {1, 2, 3, 4, 49, 64, 127, 128, 169, 254, 255, 256, 257, 1024})
                 for (int64_t channels = 1; channels <= 5000; channels += channels < 300 ? 1 : 97) {

@@ -53,7 +53,7 @@ def path_input(name, dtype=np.float32):
 def misaligned(values):
     """A copy of values one byte off any alignment."""
     buffer = bytearray(values.nbytes + 1)
-    array = np.frombuffer(buffer, values.dtype, offset=1).reshape(values.shape)
+    array = np.ndarray(values.shape, values.dtype, buffer, offset=1)
     array[...] = values
     assert not array.flags.aligned
     return array

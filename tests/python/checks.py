@@ -17,7 +17,7 @@ def random_params(x, axis, seed=1):
     rng = np.random.default_rng(seed)
     shape = reference.kept_shape(x, axis)
     gamma = rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
-    return gamma.astype(x.dtype), rng.normal(0, 1, shape).astype(x.dtype)
+    return tuple(np.asarray(p).astype(x.dtype).reshape(shape) for p in (gamma, rng.normal(0, 1, shape)))
 
 
 def random_like(x, seed=2):

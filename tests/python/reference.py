@@ -1,15 +1,19 @@
 """Batch norm as its definition says, in two passes of NumPy: what the library is compared with.
 
-float32 data is computed in float64, float64 data in longdouble. A result comes as a Value: the number, and how far
-from it the library's rounding may end, term by term from the arithmetic that DESIGN describes:
+float32 data, and float16 and bfloat16, is computed in float64, float64 data in longdouble. A result comes as a Value:
+the number, and how far from it the library's rounding may end, term by term from the arithmetic that DESIGN describes:
 
-- u, half an ulp of the data's type, for each rounding of a term: of a difference, a coefficient, a product, a sum.
+- u, half an ulp of the arithmetic's type (the data's; float32 for 16 bits), for each rounding of a term: of a
+  difference, a coefficient, a product, a sum.
+- half an ulp of the data's type more, where that has 16 bits: y and dx are rounded to it once.
 - 2**-53 for each rounding of what is computed in float64 for each statistic before: 1 / sqrt(var + eps) * gamma.
 - the statistics are float64 sums of n terms, whose roundings add up like a random walk: STATISTICS(n) below.
+  Those of 16-bit data start as float32 sums: what DESIGN promises.
 """
 
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 
@@ -32,10 +36,26 @@ class Backward(NamedTuple):
     dbeta: Value
 
 
+def finfo(dtype):
+    """np.finfo, of bfloat16 too."""
+    return ml_dtypes.finfo(dtype)
+
+
+def is_half(dtype):
+    return np.dtype(dtype).itemsize == 2
+
+
 def assert_matches(got, want, name="result"):
     got = np.asarray(got)
     assert got.shape == want.exact.shape, f"{name} has shape {got.shape}, not {want.exact.shape}"
-    excess = np.abs(got - want.exact) - want.error - 4 * np.finfo(got.dtype).smallest_subnormal
+    subnormal = 4 * float(finfo(got.dtype).smallest_subnormal)
+    if is_half(got.dtype):
+        largest = float(finfo(got.dtype).max)
+        got = got.astype(np.float64)
+        # What is too large for the type is infinite.
+        too_large = np.isinf(got) & (np.sign(got) * want.exact + want.error > largest)
+        got = np.where(too_large, want.exact, got)
+    excess = np.abs(got - want.exact) - want.error - subnormal
     if not np.all(excess <= 0):  # also for NaN
         at = np.unravel_index(np.argmax(np.where(np.isnan(excess), np.inf, excess)), got.shape)
         raise AssertionError(f"{name}{list(at)} is {got[at]!r}, not {want.exact[at]!r} +- {want.error[at]!r}")
@@ -66,13 +86,13 @@ def forward(x, axis=1, gamma=None, beta=None, eps=1e-5, *, weights=None, group_s
     var = box.mean((box.x - mean) ** 2)
     inv_std = 1 / np.sqrt(var + eps)
     # Chunks of x are merged by the differences of their means, float64 numbers.
-    var_error = box.statistics * var + 8 * 2.0**-53 * np.abs(mean) * np.sqrt(var)
-    y = _normalized(box, mean, inv_std, gamma, beta, box.statistics)
+    var_error = box.squares * var + 8 * 2.0**-53 * np.abs(mean) * np.sqrt(var)
+    y = _normalized(box, mean, inv_std, gamma, beta, box.squares)
     if residual is not None:
         exact = y.exact + box.widen(residual)
         y = Value(exact, y.error + box.roundings(1) * np.abs(exact))
     return Forward(
-        y,
+        box.stored(*y),
         box.value(mean, box.statistics * (np.abs(mean) + np.sqrt(var))),
         box.value(var, var_error),
         box.value(inv_std, 4 * 2.0**-53 * inv_std + var_error / 2 * inv_std**3),
@@ -88,7 +108,7 @@ def groups_of(x, group_size):
 def inference(x, mean, var, axis=1, gamma=None, beta=None, eps=1e-5):
     """Forward with given statistics."""
     box = _Box(x, axis)
-    return _normalized(box, box.spread(mean), 1 / np.sqrt(box.spread(var) + eps), gamma, beta, 0)
+    return box.stored(*_normalized(box, box.spread(mean), 1 / np.sqrt(box.spread(var) + eps), gamma, beta, 0))
 
 
 def backward(
@@ -112,13 +132,12 @@ def backward(
         _backward(dy[at], x[at], axis, gamma, eps, _part(weights, at), _part(through, at), slope)
         for at in ([...] if group_size is None else groups_of(x, group_size))
     ]
-    u = np.finfo(grad_dtype or x.dtype).eps / 2
     grads = []
     for values in list(zip(*parts, strict=True))[1:]:
         exact = sum(value.exact for value in values)
         sizes = sum(np.abs(value.exact) for value in values) if len(parts) > 1 else 0
         error = sum(value.error for value in values) + len(parts) * 2.0**-53 * sizes
-        grads.append(Value(exact, error + u * np.abs(exact)))
+        grads.append(_rounded(Value(exact, error), grad_dtype or x.dtype))
     return Backward(
         Value(*map(np.concatenate, zip(*(p.dx for p in parts), strict=True))) if x.ndim else parts[0].dx, *grads
     )
@@ -154,7 +173,7 @@ def _backward(dy, x, axis, gamma, eps, weights, through, slope):
         error = error + box.statistics * np.abs(first)
     error = error + box.statistics * np.abs(gamma) * inv_std * w * size * condition * (1 + np.abs(xhat))
     xhat = np.where(dy != 0, (box.x - mean) * inv_std, 0)
-    return Backward(Value(first - second, error), *_param_grads(box, dy, xhat, condition))
+    return Backward(box.stored(first - second, error), *_param_grads(box, dy, xhat, condition))
 
 
 def through_activation(z, activation, slope, dtype):
@@ -175,9 +194,8 @@ def inference_backward(dy, x, mean, var, axis=1, gamma=None, eps=1e-5, grad_dtyp
     dx = box.spread(1 if gamma is None else gamma) * inv_std * dy
     xhat = (box.x - box.spread(mean)) * inv_std
     # The coefficient is rounded, and the product.
-    u = np.finfo(grad_dtype or box.dtype).eps / 2
-    grads = (Value(exact, error + u * np.abs(exact)) for exact, error in _param_grads(box, dy, xhat, 1))
-    return Backward(Value(dx, box.roundings(2) * np.abs(dx)), *grads)
+    grads = (_rounded(value, grad_dtype or box.dtype) for value in _param_grads(box, dy, xhat, 1))
+    return Backward(box.stored(dx, box.roundings(2) * np.abs(dx)), *grads)
 
 
 def grad_sums(dy, x, mean, axis=1):
@@ -200,7 +218,14 @@ def _param_grads(box, dy, xhat, condition):
     """dgamma and dbeta, before they are rounded to their type."""
     sum_dy, sum_dy_xhat = box.sum(dy), box.sum(dy * xhat)
     sizes = box.sum(np.abs(dy * xhat)) + box.sum(np.abs(dy)) * condition, box.sum(np.abs(dy))
-    return (box.value(total, box.statistics * size) for total, size in zip((sum_dy_xhat, sum_dy), sizes, strict=True))
+    return (
+        box.value(total, (box.squares - box.statistics) * np.abs(total) + box.statistics * size)
+        for total, size in zip((sum_dy_xhat, sum_dy), sizes, strict=True)
+    )
+
+
+def _rounded(value, dtype):
+    return Value(value.exact, value.error + float(finfo(dtype).eps) / 2 * np.abs(value.exact))
 
 
 def _part(array, at):
@@ -212,7 +237,9 @@ class _Box:
 
     def __init__(self, x, axis, weights=None):
         self.dtype = x.dtype
-        self.u = np.finfo(x.dtype).eps / 2
+        half = is_half(x.dtype)
+        self.u = float(finfo(np.float32 if half else x.dtype).eps) / 2
+        self.storage = float(finfo(x.dtype).eps) / 2 if half else 0.0
         self.kept = kept_axes(x, axis)
         self.reduced = tuple(a for a in range(x.ndim) if a not in self.kept)
         self.x = self.widen(np.asarray(x))
@@ -224,10 +251,15 @@ class _Box:
             self.count = self.sum(self.weights)
         # STATISTICS(n): roundings of n additions in float64, of squares of differences from a pivot that may be four
         # standard deviations from the mean: 1 + 4**2 times the variance.
-        self.statistics = 2.0**-53 * 17 * (8 + np.sqrt(self.values))
+        self.statistics = 1e-7 if half else 2.0**-53 * 17 * (8 + np.sqrt(self.values))
+        self.squares = 1e-6 if half else self.statistics  # half of what 1e-6 for inv_std allows
 
     def roundings(self, count):
         return count * self.u + 4 * 2.0**-53
+
+    def stored(self, exact, error):
+        """A Value of x's type."""
+        return Value(exact, error + self.storage * (np.abs(exact) + error))
 
     def widen(self, array):
         return np.asarray(array).astype(np.longdouble if self.dtype == np.float64 else np.float64)

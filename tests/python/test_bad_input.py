@@ -4,6 +4,7 @@ but is not."""
 import inspect
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import misaligned
@@ -107,7 +108,8 @@ def test_the_good_arguments_are_good():
 
 # ------------------------------------------------------------------------------------------------ wrong everywhere
 
-f32 = np.float32
+f32, bf16 = np.float32, ml_dtypes.bfloat16
+EXPECTED = "expected float32, float64, float16 or bfloat16"
 NOT_FLOAT = {
     "int64": np.zeros(SHAPE, np.int64),
     "int8": np.zeros(SHAPE, np.int8),
@@ -115,7 +117,10 @@ NOT_FLOAT = {
     "object": np.zeros(SHAPE, object),
     "complex": np.zeros(SHAPE, np.complex64),
     "longdouble": np.zeros(SHAPE, np.longdouble),
-    "float16": np.zeros(SHAPE, np.float16),
+    "float8": np.zeros(SHAPE, ml_dtypes.float8_e4m3fn),
+    "big-endian float16": np.zeros(SHAPE, ">f2"),
+    "big-endian bfloat16": np.zeros(SHAPE, ml_dtypes.bfloat16).view(np.dtype(ml_dtypes.bfloat16).newbyteorder()),
+    "uint16": np.zeros(SHAPE, np.uint16),
     "big-endian": np.zeros(SHAPE, ">f4"),
     "string": np.zeros(SHAPE, "U3"),
     "datetime": np.zeros(SHAPE, "M8[s]"),
@@ -128,7 +133,7 @@ NO_ARRAY = {"list": np.zeros(SHAPE).tolist(), "number": 1.5, "numpy number": f32
 # argument: name: (value, exception, message); for every function that takes the argument
 BAD = {
     "x": {
-        **{k: (v, TypeError, "x has dtype .*expected float32 or float64.*astype") for k, v in NOT_FLOAT.items()},
+        **{k: (v, TypeError, f"x has dtype .*{EXPECTED}.*astype") for k, v in NOT_FLOAT.items()},
         **{k: (v, TypeError, "x is .*expected a NumPy array.*asarray") for k, v in NO_ARRAY.items()},
         "masked": (np.ma.zeros(SHAPE, f32), TypeError, "x is a masked array"),
         "rank 9": (np.zeros((1,) * 9, f32), ValueError, "x has 9 axes, expected at most 8"),
@@ -136,7 +141,7 @@ BAD = {
     **{
         like_x: {
             **{
-                k: (v, TypeError, f"{like_x} has dtype .*expected float32 or float64.*astype")
+                k: (v, TypeError, f"{like_x} has dtype .*{EXPECTED}.*astype")
                 for k, v in NOT_FLOAT.items()
             },
             **{
@@ -146,6 +151,8 @@ BAD = {
             },
             "masked": (np.ma.zeros(SHAPE, f32), TypeError, f"{like_x} is a masked array"),
             "another type": (np.zeros(SHAPE), TypeError, f"{like_x} is float64, expected x's type float32"),
+            "half": (np.zeros(SHAPE, np.float16), TypeError, f"{like_x} is float16, expected x's type float32"),
+            "bfloat16": (np.zeros(SHAPE, bf16), TypeError, f"{like_x} is bfloat16, expected x's type float32"),
             "another shape": (np.zeros((4, 3, 6), f32), ValueError, rf"{like_x} has shape \(4, 3, 6\).*\(4, 3, 5\)"),
             "another rank": (np.zeros((4, 3), f32), ValueError, rf"{like_x} has shape \(4, 3\).*\(4, 3, 5\)"),
             "broadcastable": (np.zeros((1, 3, 1), f32), ValueError, rf"{like_x} has shape \(1, 3, 1\).*\(4, 3, 5\)"),
@@ -218,8 +225,10 @@ BAD = {
     "out": {
         "list": ([], TypeError, "out is list, expected a NumPy array"),
         "masked": (np.ma.zeros(SHAPE, f32), TypeError, "out is a masked array"),
-        "int": (np.full(SHAPE, 7), TypeError, "out has dtype .*expected float32 or float64"),
+        "int": (np.full(SHAPE, 7), TypeError, "out has dtype .*expected float32, float64, float16 or bfloat16"),
         "another type": (np.full(SHAPE, 7.0), TypeError, "out is float64, expected x's type float32"),
+        "half": (np.full(SHAPE, 7, np.float16), TypeError, "out is float16, expected x's type float32"),
+        "bfloat16": (np.full(SHAPE, 7, bf16), TypeError, "out is bfloat16, expected x's type float32"),
         "another shape": (np.full((4, 3, 6), 7, f32), ValueError, r"out has shape \(4, 3, 6\).*\(4, 3, 5\)"),
         "another rank": (np.full((4, 3, 5, 1), 7, f32), ValueError, r"out has shape \(4, 3, 5, 1\).*\(4, 3, 5\)"),
         "transposed": (np.full((5, 3, 4), 7, f32), ValueError, r"out has shape \(5, 3, 4\).*\(4, 3, 5\)"),
@@ -274,6 +283,8 @@ BAD["var"]["negative number"] = (-1, ValueError, "var must not be negative, got 
 def is_held_against_itself(name, argument, case):
     """y, where it takes x's place, has a shape and type that others are refused for."""
     return argument == data_of(name) == "y" and case in (
+        "half",
+        "bfloat16",
         *("another " + k for k in ("type", "shape", "rank")),
         "broadcastable",
     )
@@ -427,8 +438,8 @@ def test_requires_grad(argument):
 
 def test_other_torch_tensors():
     torch = pytest.importorskip("torch")
-    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64):
-        with pytest.raises(TypeError, match=f"x has dtype {dtype}, expected float32 or float64"):
+    for dtype in (torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(TypeError, match=f"x has dtype {dtype}, expected float32, float64, float16 or bfloat16"):
             bn.moments(torch.zeros(SHAPE, dtype=dtype))
     negated = torch.zeros(SHAPE, dtype=torch.complex64).conj().imag
     with pytest.raises(TypeError, match=r"x is a negated view, .*resolve_neg"):

@@ -20,7 +20,7 @@ def test_the_best_one_is_used():
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_functions_and_numbers(isa, tmp_path):
-    """The whole of both files; a plugin of this process' own says which instruction set did the work."""
+    """The whole of these files; a plugin of this process' own says which instruction set did the work."""
     (tmp_path / "says_isa.py").write_text(
         "from batchnorm import _core\n"
         "def pytest_terminal_summary(terminalreporter):\n"
@@ -29,7 +29,7 @@ def test_functions_and_numbers(isa, tmp_path):
     done = run_python(
         *("-m", "pytest", "-q", "-x", "-p", "says_isa", "-p", "no:cacheprovider"),
         *("-c", str(HERE.parents[1] / "pyproject.toml"), "--rootdir", str(HERE.parents[1])),
-        *(str(HERE / "test_functions.py"), str(HERE / "test_numbers.py")),
+        *(str(HERE / f"test_{name}.py") for name in ("functions", "numbers", "halves")),
         timeout=900,
         BATCHNORM_ISA=isa,
         BATCHNORM_NUM_THREADS="1",

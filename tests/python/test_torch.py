@@ -1,5 +1,6 @@
 """PyTorch: the same results, its tensors in and out without copies, its checkpoints, one OpenMP for both."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 # rtol of the largest value: both round each term a few times
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
+HALVES = (torch.float16, torch.bfloat16)
 SHAPES = [(16, 5), (8, 6, 7), (4, 24, 9, 11), (2, 5, 3, 4, 6)]
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -47,6 +49,42 @@ def test_forward_and_backward(shape, last, dtype):
     assert_close(y, want.detach())
     for got, leaf in zip(grads[:3], leaves, strict=True):
         assert_close(got, leaf.grad)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("shape", "last"), [*CASES, ((64, 64, 32, 32), False)])
+def test_halves(shape, last, dtype):
+    """The bits of NumPy's arrays of the same memory; large results too, which lie in memory that is used again."""
+    x, dy, gamma, beta = inputs(shape, torch.float32, last)
+    x, dy = x.to(dtype), dy.to(dtype)
+
+    def to_numpy(tensor):
+        if tensor.dtype not in HALVES:
+            return tensor.numpy()
+        return tensor.view(torch.int16).numpy().view(np.float16 if dtype == torch.float16 else ml_dtypes.bfloat16)
+
+    for params in ((gamma, beta), (gamma.to(dtype), beta.to(dtype))):
+        y, saved = bn.batch_norm(x, *params)
+        grads = bn.batch_norm_backward(dy, x, saved, params[0])
+        y_there, saved_there = bn.batch_norm(to_numpy(x), *map(to_numpy, params))
+        there = bn.batch_norm_backward(to_numpy(dy), to_numpy(x), saved_there, to_numpy(params[0]))
+        assert y.dtype == grads.dx.dtype == dtype
+        assert y.stride() == grads.dx.stride() == x.stride()
+        assert grads.dgamma.dtype == grads.dbeta.dtype == params[0].dtype
+        for got, want in zip((y, *grads[:3]), (y_there, *there[:3]), strict=True):
+            assert same_bits(to_numpy(got), want)
+    want = torch.nn.functional.batch_norm(x.float(), None, None, gamma, beta, training=True)
+    y = bn.batch_norm(x, gamma, beta, out=torch.empty_like(x))[0]
+    assert torch.all(torch.abs(y.float() - want) <= torch.finfo(dtype).eps * torch.abs(want) + 1e-5)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_layer_of_halves(dtype):
+    x, dy, _, _ = inputs((8, 6, 7))
+    layer = bn.BatchNorm(6)
+    y = layer(x.to(dtype))
+    assert y.dtype == layer.backward(dy.to(dtype)).dtype == dtype
+    assert layer.dgamma.dtype == np.float32
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

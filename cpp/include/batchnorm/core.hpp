@@ -69,9 +69,10 @@ struct Status {
 
 inline constexpr int max_rank = 8;
 
-enum class DType : std::uint8_t { f32, f64 };
+// f16 is IEEE half precision, bf16 the upper half of a float; both are computed in float, and rounded once.
+enum class DType : std::uint8_t { f32, f64, f16, bf16 };
 
-constexpr std::int64_t item_size(DType dtype) noexcept { return dtype == DType::f32 ? 4 : 8; }
+constexpr std::int64_t item_size(DType dtype) noexcept { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
 // A tensor as the user has it, not owned. Strides are in bytes, as NumPy's, so that a field of a packed record is a
 // view too; they may be negative or, for what is only read, zero. data need not be aligned.
@@ -100,7 +101,7 @@ struct BasicView {
 using View = BasicView<const void>;
 using MutView = BasicView<void>;
 
-// One value for each combination of the kept axes: a view of their shape, in x's order, of either type. A view of
+// One value for each combination of the kept axes: a view of their shape, in x's order, of any type. A view of
 // rank 0 is one value for all. Default-constructed (no data, rank 0) means absent: gamma 1, beta 0, not wanted.
 using Param = View;
 using MutParam = MutView;
@@ -124,7 +125,14 @@ BasicView<Pointer> contiguous(Pointer* data, DType dtype, std::initializer_list<
 }
 }  // namespace detail
 
-// Contiguous views in C order: view(data, {32, 64, 56, 56}).
+// Contiguous views in C order: view(data, {32, 64, 56, 56}), and view(data, DType::f16, {32, 64, 56, 56}) of what C++17
+// has no type for.
+inline View view(const void* data, DType dtype, std::initializer_list<std::int64_t> shape) noexcept {
+    return detail::contiguous<const void>(data, dtype, shape);
+}
+inline MutView view(void* data, DType dtype, std::initializer_list<std::int64_t> shape) noexcept {
+    return detail::contiguous<void>(data, dtype, shape);
+}
 inline View view(const float* data, std::initializer_list<std::int64_t> shape) noexcept {
     return detail::contiguous<const void>(data, DType::f32, shape);
 }

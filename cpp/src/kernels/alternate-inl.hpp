@@ -15,6 +15,7 @@ template <class T, class Reader, class Writer>
 void alternate_rows(const typename Reader::Args& read, const typename Writer::Args& write) noexcept {
     constexpr int64_t turn = 1024 / sizeof(T);
     static_assert(turn % batchnorm::kernels::row_alignment == 0);
+    static_assert(!is_half<T> || turn % batchnorm::kernels::half_row_run == 0);
 
     Reader reader(read);
     const Writer writer(write);

@@ -1,21 +1,16 @@
-// grad_sums: sums of dy and dy * (x - mean) in float64; full: of dy as an activation let it through.
+// grad_sums: sums of dy and dy * (x - mean); full: of dy as an activation let it through.
+//
+// For 16-bit elements the mean is a number near it; what that leaves out, times the sum of dy, is for the caller to
+// take off.
 #pragma once
 
 #include "epilogue-inl.hpp"
+#include "sums-inl.hpp"
 
 namespace {
 
 using batchnorm::kernels::LaneGradSumsArgs;
 using batchnorm::kernels::RowGradSumsArgs;
-
-struct GradientSums {
-    Vec<double> dy, dy_xmu;
-
-    void add(Vec<double> gradient, Vec<double> difference) {
-        dy = dy + gradient;
-        dy_xmu = fma(gradient, difference, dy_xmu);
-    }
-};
 
 // Where a row of each operand is; y and mask are null unless an activation asks for them.
 template <class T>
@@ -25,62 +20,43 @@ struct GradientRow {
 };
 
 // Adds the i-th elements on of a row.
-template <Flavour flavour, class Args, class T, class... Left>
-[[gnu::always_inline]] inline void add_gradients(const Args& args, const GradientRow<T>& row, Vec<double> mean,
-                                                 GradientSums& sums, int64_t i, Left... left) {
-    Vec<double> dy = widen(row.dy + i, left...), x = widen(row.x + i, left...);
+template <Flavour flavour, class R, class Args, class T, class... Left>
+[[gnu::always_inline]] inline void add_gradients(const Args& args, const GradientRow<T>& row, Vec<R> mean,
+                                                 TwoSums<R>& sums, int64_t i, Left... left) {
+    Vec<R> dy = summand<R>(row.dy + i, left...), x = summand<R>(row.x + i, left...);
     if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, i, left...);
-    Vec<double> difference = x - mean;
+    Vec<R> difference = x - mean;
     if (flavour == Flavour::full && args.zeros_count_nothing)
-        difference = select(not_zero(dy), difference, Vec<double>::all(0));
-    sums.add(dy, difference);
+        difference = select(not_zero(dy), difference, Vec<R>::all(0));
+    sums.add_product(dy, difference);
 }
 
-// Adds rows up in registers.
 template <class T, Flavour flavour>
 class RowGradSums {
   public:
     using Args = RowGradSumsArgs;
 
-    explicit RowGradSums(const RowGradSumsArgs& args) : args_(args), mean_(Vec<double>::all(*args.mean)) {
-        for (int k = 0; k < chains; ++k)
-            sums_[k] = {Vec<double>::load(args.sum_dy + k * width), Vec<double>::load(args.sum_dy_xmu + k * width)};
-    }
+    explicit RowGradSums(const RowGradSumsArgs& args)
+        : args_(args), mean_(*static_cast<const Run<T>*>(args.mean)), sums_({args.sum_dy, args.sum_dy_xmu}) {}
 
-    // As RowMoments::add.
+    // As RowOfSums::add.
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
         const GradientRow<T> at = {row_at<T>(args_.dy, args_.dy_stride, row), row_at<T>(args_.x, args_.x_stride, row),
                                    args_.y ? row_at<T>(args_.y, args_.y_stride, row) : nullptr,
                                    args_.mask ? args_.mask + args_.mask_stride * row : nullptr};
-        int64_t i = begin;
-        for (; i + chains * width <= end; i += chains * width) {
-            for (int k = 0; k < chains; ++k) add_gradients<flavour>(args_, at, mean_, sums_[k], i + k * width);
-        }
-#pragma GCC unroll 4
-        for (int k = 0; k < chains; ++k) {
-            const int64_t left = end - i - k * width;
-            if (left >= width)
-                add_gradients<flavour>(args_, at, mean_, sums_[k], i + k * width);
-            else if (left > 0)
-                add_gradients<flavour>(args_, at, mean_, sums_[k], i + k * width, static_cast<int>(left));
-        }
+        sums_.add(begin, end,
+                  [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
+                      const auto mean = Vec<R>::all(static_cast<R>(mean_));
+                      add_gradients<flavour>(args_, at, mean, sums, i, left...);
+                  });
     }
 
-    void store() const {
-        for (int k = 0; k < chains; ++k) {
-            sums_[k].dy.store(args_.sum_dy + k * width);
-            sums_[k].dy_xmu.store(args_.sum_dy_xmu + k * width);
-        }
-    }
+    void store() const { sums_.store(); }
 
   private:
-    static constexpr int width = Vec<double>::width;
-    static constexpr int chains = 4;  // as in RowMoments
-    static_assert(chains * width <= batchnorm::kernels::row_accumulators);
-
     const RowGradSumsArgs& args_;
-    const Vec<double> mean_;
-    GradientSums sums_[chains];
+    const Run<T> mean_;
+    RowOfSums<T> sums_;
 };
 
 template <class T, Flavour flavour>
@@ -92,8 +68,16 @@ void grad_sums_row(const RowGradSumsArgs& args) noexcept {
 
 template <class T, Flavour flavour>
 void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
-    constexpr int block = 4, width = Vec<double>::width;  // two operands, and L1 should hold a block
+    // Two operands, and L1 should hold a block. The rest as in moments_lane.
+    constexpr int block = is_half<T> ? 8 : 4, run = 4, width = Vec<Run<T>>::width;
+    static_assert(batchnorm::kernels::half_lane_rows % block == 0);
+    const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
+    const auto row_of = [&](int64_t row) __attribute__((always_inline)) {
+        return GradientRow<T>{static_cast<const T*>(args.dy[row]), static_cast<const T*>(args.x[row]),
+                              args.y ? static_cast<const T*>(args.y[row]) : nullptr,
+                              args.mask ? static_cast<const std::uint8_t*>(args.mask[row]) : nullptr};
+    };
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
         RowsAhead dy_ahead(args.dy, row, args.listed, row_bytes);
         RowsAhead x_ahead(args.x, row, args.listed, row_bytes);
@@ -101,28 +85,29 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
             constexpr int vectors = decltype(count)::value;
             constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
             const char *const dy_fetched = dy_ahead.take(block * bytes), *const x_fetched = x_ahead.take(block * bytes);
-            Vec<double> mean[vectors];
-            GradientSums sums[vectors];
-            for (int v = 0; v < vectors; ++v) {
-                const int64_t at = i + v * width;
-                mean[v] = Vec<double>::load(args.mean + at, left...);
-                sums[v] = {Vec<double>::load(args.sum_dy + at, left...),
-                           Vec<double>::load(args.sum_dy_xmu + at, left...)};
-            }
-            for (int r = 0; r < rows; ++r) {
-                const GradientRow<T> at = {static_cast<const T*>(args.dy[row + r]),
-                                           static_cast<const T*>(args.x[row + r]),
-                                           args.y ? static_cast<const T*>(args.y[row + r]) : nullptr,
-                                           args.mask ? static_cast<const std::uint8_t*>(args.mask[row + r]) : nullptr};
-                prefetch(dy_fetched + r * bytes);
-                prefetch(x_fetched + r * bytes);
+            Vec<Run<T>> mean[vectors];
+            for (int v = 0; v < vectors; ++v) mean[v] = Vec<Run<T>>::load(means + i + v * width, left...);
+            for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+                TwoSums<Run<T>> sums[vectors];
                 for (int v = 0; v < vectors; ++v)
-                    add_gradients<flavour>(args, at, mean[v], sums[v], i + v * width, left...);
-            }
-            for (int v = 0; v < vectors; ++v) {
-                sums[v].dy.store(args.sum_dy + i + v * width, left...);
-                sums[v].dy_xmu.store(args.sum_dy_xmu + i + v * width, left...);
-            }
+                    sums[v] = begin_run<T>({args.sum_dy + i + v * width, args.sum_dy_xmu + i + v * width}, left...);
+                for (int r = begin; r < end; ++r) {
+                    const GradientRow<T> at = row_of(row + r);
+                    prefetch(dy_fetched + r * bytes);
+                    prefetch(x_fetched + r * bytes);
+                    for (int v = 0; v < vectors; ++v)
+                        add_gradients<flavour>(args, at, mean[v], sums[v], i + v * width, left...);
+                }
+                for (int v = 0; v < vectors; ++v) {
+                    const int64_t at = i + v * width;
+                    const auto exact = [&](TwoSums<double>& one, int lane) {
+                        const auto own = Vec<double>::all(static_cast<double>(means[at + lane]));
+                        for (int r = begin; r < end; ++r)
+                            add_gradients<flavour>(args, row_of(row + r), own, one, at + lane, 1);
+                    };
+                    end_run<T>(sums[v], {args.sum_dy + at, args.sum_dy_xmu + at}, exact, left...);
+                }
+            });
         });
     });
 }

@@ -43,6 +43,7 @@ constexpr batchnorm::kernels::TypeKernels type_kernels = {
     plain_kernels<T>, full_kernels<T>, expand<Arithmetic<T>>,   finish_streams,
 };
 
-constexpr batchnorm::kernels::KernelTable table = {type_kernels<float>, type_kernels<double>};
+constexpr batchnorm::kernels::KernelTable table = {type_kernels<float>, type_kernels<double>, type_kernels<Half>,
+                                                   type_kernels<BFloat16>};
 
 }  // namespace

@@ -1,70 +1,43 @@
-// moments: sums of (x - pivot) and (x - pivot)^2 in float64, the pivot being an element of the channel.
+// moments: sums of (x - pivot) and (x - pivot)^2, the pivot being an element of the channel or near its mean.
 //
-// The difference from an element is of the order of the standard deviation, so that its square loses nothing to the
-// size of the mean, which a sum of x^2 would.
+// Such a difference is of the order of the standard deviation, so that its square loses nothing to the size of the
+// mean, which a sum of x^2 would.
 #pragma once
 
-#include "rows-inl.hpp"
+#include "sums-inl.hpp"
 
 namespace {
 
 using batchnorm::kernels::LaneMomentsArgs;
 using batchnorm::kernels::RowMomentsArgs;
 
-struct MomentsSums {
-    Vec<double> sum, sum_sq;
-
-    void add(Vec<double> difference) {
-        sum = sum + difference;
-        sum_sq = fma(difference, difference, sum_sq);
-    }
-};
-
-// Adds rows up in registers.
 template <class T>
 class RowMoments {
   public:
     using Args = RowMomentsArgs;
 
     explicit RowMoments(const RowMomentsArgs& args)
-        : args_(args), pivot_(Vec<double>::all(static_cast<double>(scalar<T>(args.pivot)))) {
-        for (int k = 0; k < chains; ++k)
-            sums_[k] = {Vec<double>::load(args.sum + k * width), Vec<double>::load(args.sum_sq + k * width)};
-    }
+        : args_(args), pivot_(scalar<Arithmetic<T>>(args.pivot)), sums_({args.sum, args.sum_sq}) {}
 
-    // Elements of a row, from a multiple of row_alignment to another one, or to the row's end.
+    // As RowOfSums::add.
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
         const T* x = row_at<T>(args_.x, args_.x_stride, row);
-        int64_t i = begin;
-        for (; i + chains * width <= end; i += chains * width) {
-            for (int k = 0; k < chains; ++k) sums_[k].add(widen(x + i + k * width) - pivot_);
-        }
-        // Unrolled, so that the sums stay in registers.
-#pragma GCC unroll 4
-        for (int k = 0; k < chains; ++k) {
-            const int64_t left = end - i - k * width;
-            if (left >= width)
-                sums_[k].add(widen(x + i + k * width) - pivot_);
-            else if (left > 0)
-                sums_[k].add((widen(x + i + k * width, static_cast<int>(left)) - pivot_).first(static_cast<int>(left)));
-        }
+        sums_.add(begin, end,
+                  [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
+                      const Vec<R> difference = summand<R>(x + i, left...) - Vec<R>::all(static_cast<R>(pivot_));
+                      if constexpr (sizeof...(left) == 0)
+                          sums.add_difference(difference);
+                      else
+                          sums.add_difference(difference.first(left...));
+                  });
     }
 
-    void store() const {
-        for (int k = 0; k < chains; ++k) {
-            sums_[k].sum.store(args_.sum + k * width);
-            sums_[k].sum_sq.store(args_.sum_sq + k * width);
-        }
-    }
+    void store() const { sums_.store(); }
 
   private:
-    static constexpr int width = Vec<double>::width;
-    static constexpr int chains = 4;  // independent additions in flight, to cover their latency
-    static_assert(chains * width <= batchnorm::kernels::row_accumulators);
-
     const RowMomentsArgs& args_;
-    const Vec<double> pivot_;
-    MomentsSums sums_[chains];
+    const Arithmetic<T> pivot_;
+    RowOfSums<T> sums_;
 };
 
 template <class T>
@@ -76,8 +49,10 @@ void moments_row(const RowMomentsArgs& args) noexcept {
 
 template <class T>
 void moments_lane(const LaneMomentsArgs& args) noexcept {
-    constexpr int block = 8, width = Vec<double>::width;
-    const T* pivots = static_cast<const T*>(args.pivot);
+    // Twice the rows where elements have half the size. What is added up in float is added up in shorter runs.
+    constexpr int block = is_half<T> ? 16 : 8, run = 8, width = Vec<Run<T>>::width;
+    static_assert(batchnorm::kernels::half_lane_rows % block == 0);
+    const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
         RowsAhead ahead(args.x, row, args.listed, row_bytes);
@@ -85,22 +60,30 @@ void moments_lane(const LaneMomentsArgs& args) noexcept {
             constexpr int vectors = decltype(count)::value;
             constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
             const char* fetched = ahead.take(block * bytes);
-            Vec<double> pivot[vectors];
-            MomentsSums sums[vectors];
-            for (int v = 0; v < vectors; ++v) {
-                const int64_t at = i + v * width;
-                pivot[v] = widen(pivots + at, left...);
-                sums[v] = {Vec<double>::load(args.sum + at, left...), Vec<double>::load(args.sum_sq + at, left...)};
-            }
-            for (int r = 0; r < rows; ++r) {
-                const T* x = static_cast<const T*>(args.x[row + r]) + i;
-                prefetch(fetched + r * bytes);
-                for (int v = 0; v < vectors; ++v) sums[v].add(widen(x + v * width, left...) - pivot[v]);
-            }
-            for (int v = 0; v < vectors; ++v) {
-                sums[v].sum.store(args.sum + i + v * width, left...);
-                sums[v].sum_sq.store(args.sum_sq + i + v * width, left...);
-            }
+            Vec<Run<T>> pivot[vectors];
+            for (int v = 0; v < vectors; ++v) pivot[v] = summand<Run<T>>(pivots + i + v * width, left...);
+            for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+                TwoSums<Run<T>> sums[vectors];
+                for (int v = 0; v < vectors; ++v)
+                    sums[v] = begin_run<T>({args.sum + i + v * width, args.sum_sq + i + v * width}, left...);
+                for (int r = begin; r < end; ++r) {
+                    const T* x = static_cast<const T*>(args.x[row + r]) + i;
+                    prefetch(fetched + r * bytes);
+                    for (int v = 0; v < vectors; ++v)
+                        sums[v].add_difference(summand<Run<T>>(x + v * width, left...) - pivot[v]);
+                }
+                for (int v = 0; v < vectors; ++v) {
+                    const int64_t at = i + v * width;
+                    const auto exact = [&](TwoSums<double>& one, int lane) {
+                        const auto own = Vec<double>::all(static_cast<double>(pivots[at + lane]));
+                        for (int r = begin; r < end; ++r) {
+                            const T* x = static_cast<const T*>(args.x[row + r]) + at + lane;
+                            one.add_difference(summand<double>(x, 1) - own);
+                        }
+                    };
+                    end_run<T>(sums[v], {args.sum + at, args.sum_sq + at}, exact, left...);
+                }
+            });
         });
     });
 }

@@ -1,6 +1,7 @@
 // What the four kernels share: elements, stepping through rows, and looking up a per-channel value.
 #pragma once
 
+#include "half.hpp"
 #include "table.hpp"
 
 namespace {
@@ -13,8 +14,29 @@ template <class T>
 struct ArithmeticOf {
     using type = T;
 };
+template <>
+struct ArithmeticOf<Half> {
+    using type = float;
+};
+template <>
+struct ArithmeticOf<BFloat16> {
+    using type = float;
+};
 template <class T>
 using Arithmetic = typename ArithmeticOf<T>::type;
+
+// Whether elements of type T are of 16 bits: then the arithmetic is of another type, into which Vec's header loads
+// them, and out of which it stores them.
+template <class T>
+constexpr bool is_half = sizeof(T) == 2;
+
+// One element, which need not be aligned.
+template <class T>
+T scalar(const void* p) {
+    T value;
+    __builtin_memcpy(&value, p, sizeof(T));
+    return value;
+}
 
 // Elements of memory, as what they are computed in, and back; at most the first n of a vector with a trailing n.
 template <class T, class... Left>
@@ -24,6 +46,34 @@ Vec<Arithmetic<T>> load(const T* p, Left... left) {
 template <class T, class... Left>
 void store(Vec<Arithmetic<T>> v, T* p, Left... left) {
     v.store(p, left...);
+}
+// Of 16 bits through a small array, so that no memory past n is touched.
+template <class T>
+    requires is_half<T>
+Vec<float> load(const T* p, int n) {
+    T lanes[Vec<float>::width] = {};
+    __builtin_memcpy(lanes, p, static_cast<unsigned>(n) * sizeof(T));
+    return load(lanes + 0);
+}
+// As many as a Vec<double> holds, as doubles, one by one: for what is seldom.
+template <class T>
+    requires is_half<T>
+Vec<double> widen(const T* p, int n) {
+    double lanes[Vec<double>::width] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = static_cast<double>(to_float(scalar<T>(p + i)));
+    return Vec<double>::load(lanes + 0);
+}
+template <class T>
+    requires is_half<T>
+Vec<double> widen(const T* p) {
+    return widen(p, Vec<double>::width);
+}
+template <class T>
+    requires is_half<T>
+void store(Vec<float> v, T* p, int n) {
+    T lanes[Vec<float>::width];
+    store(v, lanes + 0);
+    __builtin_memcpy(p, lanes, static_cast<unsigned>(n) * sizeof(T));
 }
 template <class T>
 void stream(Vec<Arithmetic<T>> v, T* p) {
@@ -37,14 +87,6 @@ const T* row_at(const void* data, int64_t stride, int64_t row) {
 template <class T>
 T* row_at(void* data, int64_t stride, int64_t row) {
     return reinterpret_cast<T*>(static_cast<char*>(data) + stride * row);
-}
-
-// One element, which need not be aligned.
-template <class T>
-T scalar(const void* p) {
-    T value;
-    __builtin_memcpy(&value, p, sizeof(T));
-    return value;
 }
 
 // step(i) for each whole vector of a row of n elements, then step(i, left) for the elements that are left: what takes

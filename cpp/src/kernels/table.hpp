@@ -23,11 +23,18 @@ inline constexpr int row_accumulators = 32;
 // Inner ranges that are cut at multiples of this keep each element in its accumulator.
 inline constexpr int row_alignment = 32;
 
+// Sums of 16-bit elements start in float, at 0, over short runs, and are then added to the accumulators. In
+// Pattern::row a run ends where a multiple of this many elements of a row does, and at its end; a row that is taken in
+// parts must be cut there. In Pattern::lane a run has a few rows; those of a region must be cut at multiples of
+// half_lane_rows. A run whose sums are not finite is added up once more, in float64.
+inline constexpr int half_row_run = 512;
+inline constexpr int half_lane_rows = 16;
+
 struct RowMomentsArgs {
     const void* x;
     std::int64_t x_stride;
     std::int64_t rows, n;
-    const void* pivot;  // of x's type
+    const void* pivot;  // of the type of the arithmetic
     double* sum;        // += x - pivot
     double* sum_sq;     // += (x - pivot)^2
 };
@@ -58,7 +65,7 @@ struct RowGradSumsArgs {
     const void* x;
     std::int64_t x_stride;
     std::int64_t rows, n;
-    const double* mean;
+    const void* mean;    // float64; for 16-bit elements float
     double* sum_dy;      // += dy
     double* sum_dy_xmu;  // += dy * (x - mean)
     Activated activated{};
@@ -72,7 +79,7 @@ struct RowGradSumsArgs {
 struct LaneGradSumsArgs {
     const void *const *dy, *const *x;
     std::int64_t rows, n, listed;
-    const double* mean;
+    const void* mean;  // a row of them
     double *sum_dy, *sum_dy_xmu;
     Activated activated{};
     const void* const* y = nullptr;
@@ -174,7 +181,7 @@ struct TypeKernels {
 };
 
 struct KernelTable {
-    TypeKernels f32, f64;
+    TypeKernels f32, f64, f16, bf16;
 };
 
 // One table for each instruction set, the only symbol that its object file exports.

@@ -1,8 +1,10 @@
-// Vec for AVX2 with FMA: 8 floats or 4 doubles. The n-element forms touch no memory past n; loaded lanes past n are 0.
-// stream() writes past the caches, to whole aligned vectors.
+// Vec for AVX2 with FMA and F16C: 8 floats or 4 doubles. The n-element forms touch no memory past n; loaded lanes past
+// n are 0. stream() writes past the caches, to whole aligned vectors.
 #pragma once
 
 #include <immintrin.h>
+
+#include "half.hpp"
 
 namespace {
 
@@ -28,6 +30,13 @@ struct Vec<float> {
     void store(float* p, int n) const { _mm256_maskstore_ps(p, first_lanes32(n), r); }
     void stream(float* p) const { _mm256_stream_ps(p, r); }
     static Vec all(float value) { return {_mm256_set1_ps(value)}; }
+    // Zero past the first n lanes.
+    Vec first(int n) const { return {_mm256_and_ps(r, _mm256_castsi256_ps(first_lanes32(n)))}; }
+    // Whether all lanes are: what is not leaves a NaN when multiplied by 0.
+    bool finite() const {
+        const __m256 zero = _mm256_mul_ps(r, _mm256_setzero_ps());
+        return _mm256_movemask_ps(_mm256_cmp_ps(zero, zero, _CMP_UNORD_Q)) == 0;
+    }
     static Mask mask_of(unsigned bits) {
         const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
         const __m256i own = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), bit);
@@ -87,5 +96,37 @@ inline Vec<double> widen(const float* p, int n) {
 }
 inline Vec<double> widen(const double* p) { return Vec<double>::load(p); }
 inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n); }
+
+// Elements of 16 bits, as floats, and back: as half.hpp does it.
+inline __m128i halves(Vec<float> v, const Half*) {
+    return _mm256_cvtps_ph(v.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline __m128i halves(Vec<float> v, const BFloat16*) {
+    const __m256i bits = _mm256_castps_si256(v.r);
+    const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v.r, v.r, _CMP_UNORD_Q));
+    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+}
+
+inline __m128i load_halves(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline Vec<float> load(const Half* p) { return {_mm256_cvtph_ps(load_halves(p))}; }
+inline Vec<float> load(const BFloat16* p) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves(p)), 16))};
+}
+template <class T>
+void store_halves(Vec<float> v, T* p) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves(v, p));
+}
+inline void store(Vec<float> v, Half* p) { store_halves(v, p); }
+inline void store(Vec<float> v, BFloat16* p) { store_halves(v, p); }
+template <class T>
+void stream_halves(Vec<float> v, T* p) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), halves(v, p));
+}
+inline void stream(Vec<float> v, Half* p) { stream_halves(v, p); }
+inline void stream(Vec<float> v, BFloat16* p) { stream_halves(v, p); }
 
 }  // namespace

@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include "half.hpp"
+
 namespace {
 
 template <class T>
@@ -21,6 +23,13 @@ struct Vec<float> {
     void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first_lanes(n), r); }
     void stream(float* p) const { _mm512_stream_ps(p, r); }
     static Vec all(float value) { return {_mm512_set1_ps(value)}; }
+    // Zero past the first n lanes.
+    Vec first(int n) const { return {_mm512_maskz_mov_ps(first_lanes(n), r)}; }
+    // Whether all lanes are: what is not leaves a NaN when multiplied by 0.
+    bool finite() const {
+        const __m512 zero = _mm512_mul_ps(r, _mm512_setzero_ps());
+        return _mm512_cmp_ps_mask(zero, zero, _CMP_UNORD_Q) == 0;
+    }
     static Mask mask_of(unsigned bits) { return static_cast<Mask>(bits); }
 
   private:
@@ -78,5 +87,36 @@ inline Vec<double> widen(const float* p, int n) {
 }
 inline Vec<double> widen(const double* p) { return Vec<double>::load(p); }
 inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n); }
+
+// Elements of 16 bits, as floats, and back: as half.hpp does it.
+inline __m256i halves(Vec<float> v, const Half*) {
+    return _mm512_cvtps_ph(v.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline __m256i halves(Vec<float> v, const BFloat16*) {
+    const __m512i bits = _mm512_castps_si512(v.r);
+    const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v.r, v.r, _CMP_UNORD_Q);
+    const __m512i chosen = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+}
+
+inline __m256i load_halves(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline Vec<float> load(const Half* p) { return {_mm512_cvtph_ps(load_halves(p))}; }
+inline Vec<float> load(const BFloat16* p) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(p)), 16))};
+}
+template <class T>
+void store_halves(Vec<float> v, T* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves(v, p));
+}
+inline void store(Vec<float> v, Half* p) { store_halves(v, p); }
+inline void store(Vec<float> v, BFloat16* p) { store_halves(v, p); }
+template <class T>
+void stream_halves(Vec<float> v, T* p) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), halves(v, p));
+}
+inline void stream(Vec<float> v, Half* p) { stream_halves(v, p); }
+inline void stream(Vec<float> v, BFloat16* p) { stream_halves(v, p); }
 
 }  // namespace

@@ -4,6 +4,8 @@
 
 #include <arm_neon.h>
 
+#include "half.hpp"
+
 namespace {
 
 template <class T>
@@ -29,6 +31,17 @@ struct Vec<float> {
     }
     void stream(float* p) const { store(p); }
     static Vec all(float value) { return {vdupq_n_f32(value)}; }
+    // Zero past the first n lanes.
+    Vec first(int n) const {
+        float lanes[width];
+        store(lanes);
+        return load(lanes, n);
+    }
+    // Whether all lanes are: what is not leaves a NaN when multiplied by 0.
+    bool finite() const {
+        const float32x4_t zero = vmulq_n_f32(r, 0);
+        return vminvq_u32(vceqq_f32(zero, zero)) != 0;
+    }
     static Mask mask_of(unsigned bits) {
         const uint32x4_t bit = {1, 2, 4, 8};
         return vtstq_u32(vdupq_n_u32(bits), bit);
@@ -104,5 +117,27 @@ inline Vec<double> widen(const float* p, int n) {
 }
 inline Vec<double> widen(const double* p) { return Vec<double>::load(p); }
 inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n); }
+
+// Elements of 16 bits, as floats, and back: as half.hpp does it.
+inline uint16x4_t load_halves(const void* p) {
+    uint16x4_t bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return bits;
+}
+inline Vec<float> load(const Half* p) { return {vcvt_f32_f16(vreinterpret_f16_u16(load_halves(p)))}; }
+inline Vec<float> load(const BFloat16* p) { return {vreinterpretq_f32_u32(vshll_n_u16(load_halves(p), 16))}; }
+inline void store(Vec<float> v, Half* p) {
+    const uint16x4_t bits = vreinterpret_u16_f16(vcvt_f16_f32(v.r));
+    __builtin_memcpy(p, &bits, sizeof bits);
+}
+inline void store(Vec<float> v, BFloat16* p) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(v.r), last = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(last, vdupq_n_u32(0x7fff)));
+    const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+    const uint16x4_t upper = vshrn_n_u32(vbslq_u32(vceqq_f32(v.r, v.r), rounded, quiet), 16);
+    __builtin_memcpy(p, &upper, sizeof upper);
+}
+inline void stream(Vec<float> v, Half* p) { store(v, p); }
+inline void stream(Vec<float> v, BFloat16* p) { store(v, p); }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Vec for plain C++: one element at a time. Elements are copied, not dereferenced: data need not be aligned.
 #pragma once
 
+#include "half.hpp"
+
 namespace {
 
 template <class T>
@@ -21,6 +23,7 @@ struct Vec {
     static Vec all(T value) { return {value}; }
     static Mask mask_of(unsigned bits) { return (bits & 1) != 0; }
     Vec first(int) const { return *this; }
+    bool finite() const { return __builtin_isfinite(r); }
 };
 
 template <class T>
@@ -63,5 +66,13 @@ template <class T>
 Vec<double> widen(const T* p, int) {
     return widen(p);
 }
+
+// Elements of 16 bits, as floats, and back.
+inline Vec<float> load(const Half* p) { return {to_float(Vec<Half>::load(p).r)}; }
+inline Vec<float> load(const BFloat16* p) { return {to_float(Vec<BFloat16>::load(p).r)}; }
+inline void store(Vec<float> v, Half* p) { Vec<Half>{from_float<Half>(v.r)}.store(p); }
+inline void store(Vec<float> v, BFloat16* p) { Vec<BFloat16>{from_float<BFloat16>(v.r)}.store(p); }
+inline void stream(Vec<float> v, Half* p) { store(v, p); }
+inline void stream(Vec<float> v, BFloat16* p) { store(v, p); }
 
 }  // namespace

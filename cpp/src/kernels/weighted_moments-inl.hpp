@@ -27,7 +27,7 @@ struct WeightedSums {
 template <class T>
 void weighted_moments_row(const RowWeightedMomentsArgs& args) noexcept {
     constexpr int width = Vec<double>::width, chains = batchnorm::kernels::row_accumulators / width;
-    const Vec<double> pivot = Vec<double>::all(static_cast<double>(scalar<T>(args.pivot)));
+    const Vec<double> pivot = Vec<double>::all(static_cast<double>(scalar<Arithmetic<T>>(args.pivot)));
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* x = row_at<T>(args.x, args.x_stride, row);
         const auto* weights = row_at<Arithmetic<T>>(args.weights, args.weights_stride, row);
@@ -40,7 +40,7 @@ void weighted_moments_row(const RowWeightedMomentsArgs& args) noexcept {
 
 template <class T>
 void weighted_moments_lane(const LaneWeightedMomentsArgs& args) noexcept {
-    const T* pivots = static_cast<const T*>(args.pivot);
+    const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* x = static_cast<const T*>(args.x[row]);
         const auto* weights = static_cast<const Arithmetic<T>*>(args.weights[row]);
