@@ -359,3 +359,26 @@ def test_unbiased_variance_of_a_mask():
     m = bn.moments(x, weights=mask)
     want = x.transpose(1, 0, 2, 3)[:, mask].var(1, ddof=1)
     assert np.allclose(m.var(correction=1), want, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+@pytest.mark.parametrize("empty", [slice(None, 400), slice(300, 700), slice(600, None)])
+def test_a_chunk_of_no_weight(empty, lanes):
+    """Of several that are merged; the values are so large that their squares overflow."""
+    x = np.random.default_rng(0).normal(1, 2, (1000, 3, 150))
+    x[:, 1] = -1e200
+    axis = 1
+    if lanes:
+        x, axis = np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1
+    weights = np.ones((1000, 150), bool)
+    weights[empty] = False
+    m = bn.moments(x, axis=axis, weights=weights, threads=2)
+    rest = np.delete(x, np.arange(1000)[empty], 0)
+    want = bn.moments(rest, axis=axis)
+    assert np.all(m.count == want.count)
+    assert m.mean[1] == -1e200
+    assert m.m2[1] == 0
+    assert np.allclose(m.mean, want.mean, rtol=1e-13, atol=0)
+    assert np.allclose(m.m2, want.m2, rtol=1e-13, atol=0)
+    y = bn.batch_norm(x, None, [0.0, 7, 0], axis=axis, weights=weights)[0]
+    assert np.all((y[..., 1] if lanes else y[:, 1]) == 7)
