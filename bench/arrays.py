@@ -19,6 +19,7 @@ _PAGE = 4096
 # Distances from a page boundary. Where two arrays lie alike modulo 4 KiB, a load waits for an earlier store to the
 # other one, which costs a copy 12 %; these lie apart, by whole cache lines.
 _X, _DY, _OUT = 0, 21 * 64, 43 * 64
+BETWEEN = 10 * 64, 32 * 64, 53 * 64  # for up to three more
 _RANDOM = (1 << 20) + 7  # so many random values, repeated: no power of two, and soon made
 
 
@@ -41,7 +42,7 @@ class Buffers:
     out: Array
 
 
-def buffers(case: Case, dtype: str) -> Buffers:
+def buffers(case: Case, dtype: npt.DTypeLike) -> Buffers:
     """Allocate and fill."""
     x, dy, out = (aligned(case.size, dtype, offset) for offset in (_X, _DY, _OUT))
     for seed, array in enumerate((x, dy)):

@@ -42,9 +42,18 @@ def reference(problem: Problem, task: Task, channels: list[int]) -> Results:
 def check_against_reference(problem: Problem, task: Task, results: Results) -> None:
     """Raise ArithmeticError where batchnorm's own results are wrong."""
     channels = checked_channels(problem)
-    for name, want in reference(problem, task, channels).items():
+    compare_channels(
+        problem, "batchnorm", results, reference(problem, task, channels), channels, _OURS[problem.x.dtype.name]
+    )
+
+
+def compare_channels(
+    problem: Problem, contestant: str, results: Results, expected: Results, channels: list[int], tolerance: float
+) -> None:
+    """Raise ArithmeticError where results are off what is expected of these channels."""
+    for name, want in expected.items():
         got = np.take(results[name], channels, problem.axis if want.ndim == problem.x.ndim else 0)
-        _compare("batchnorm", name, got, want, _OURS[problem.x.dtype.name] * _unit(problem, want))
+        _compare(contestant, name, got, want, tolerance * _unit(problem, want))
 
 
 def check_against(problem: Problem, contestant: str, results: Results, expected: Results) -> None:

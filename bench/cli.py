@@ -17,8 +17,9 @@ import batchnorm as bn
 from .cases import DTYPES, LAYOUTS, PAGES, TASKS, Pages, Settings, chosen_cases, jobs
 from .peers import PEERS
 from .progress import Progress
-from .report import Table, step_line, summary
+from .report import Table, step_line, summary, variant_lines
 from .step import step_count
+from .variants import variant_jobs
 
 DESCRIPTION = """\
 Times batchnorm, PyTorch, oneDNN, JAX and NumPy, as far as they are installed, on the same arrays, in turns, after
@@ -27,6 +28,10 @@ with the same threads, in the same turns. What is shown are medians and quartile
 
 PyTorch's backward takes no output. Its rows are measured twice: in a process whose allocator keeps its pages, and in
 one as users have it, where page faults come on top.
+
+--step and --variants measure something else instead, with all threads, over the shapes of ResNet-50 with 32 samples
+(--variants with --quick or --case: over those that are asked for). The unit of --variants is the plain float32 call
+of the same task in the same turns; its goals are for tensors past the last-level cache.
 """
 
 # glibc's allocator then never gives memory back: the next array of a size lies in pages that exist already. One arena,
@@ -43,7 +48,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="few cases and turns, float32, all threads: a minute")
-    parser.add_argument("--step", action="store_true", help="a layer's training step beside PyTorch's, instead")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--step", action="store_true", help="a layer's training step beside PyTorch's, instead")
+    instead.add_argument(
+        "--variants",
+        action="store_true",
+        help="fused, masked, weighted, grouped and 16-bit calls beside plain ones, instead",
+    )
     which = parser.add_argument_group("what is measured (all of it, unless you say)")
     which.add_argument(
         "--case", action="append", default=[], metavar="TEXT", help="a shape, or part of one or of a name"
@@ -88,12 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
             print(table.line(row))
         for step in found["steps"]:
             print(step_line(step))
+        for variant in found.get("variants", []):
+            print(variant_lines(variant))
     else:
         settings = _settings(arguments)
         if not chosen_cases(settings):
             print("no case matches: --case takes part of a shape, such as 32x64x56x56, or of a network's name")
             return 2
-        found = {"settings": asdict(settings), "machine": {}, "notes": [], "rows": [], "steps": []}
+        found = {"settings": asdict(settings), "machine": {}, "notes": [], "rows": [], "steps": [], "variants": []}
         try:
             _measure(settings, arguments, found)
         except (KeyboardInterrupt, WorkerError) as stop:
@@ -133,13 +146,16 @@ def _measure(settings: Settings, arguments: argparse.Namespace, found: dict[str,
     if arguments.step:
         parts: list[tuple[str, Pages]] = [("step", "fresh")]
         total = step_count(settings)
+    elif arguments.variants:
+        parts = [("variants", "kept")]
+        total = len(list(variant_jobs(settings)))
     else:
         wanted: list[Pages] = [pages for pages in PAGES if arguments.pages in (pages, "both")]
         if "pytorch" not in settings.peers:
             wanted = ["kept"]  # no other rows differ
         parts = [("functions", pages) for pages in wanted]
         total = sum(len(list(jobs(settings, pages))) for pages in wanted)
-    table = Table()
+    lines = {"row": Table().line, "step": step_line, "variant": variant_lines}
     with Progress(total) as progress:
         for part, pages in parts:
             for kind, value in _work(part, pages, settings):
@@ -151,13 +167,9 @@ def _measure(settings: Settings, arguments: argparse.Namespace, found: dict[str,
                     if value not in found["notes"]:
                         found["notes"].append(value)
                         progress.write(value)
-                elif kind == "row":
-                    found["rows"].append(value)
-                    progress.write(table.line(value))
-                    progress.step()
                 else:
-                    found["steps"].append(value)
-                    progress.write(step_line(value))
+                    found[f"{kind}s"].append(value)
+                    progress.write(lines[kind](value))
                     progress.step()
 
 

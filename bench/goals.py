@@ -7,7 +7,15 @@ before anything is written: 1.5. Backward reads dy and x and writes dx, 1.5, or 
 
 from __future__ import annotations
 
-from .cases import Layout, Task
+from .cases import LAYOUTS, TASKS, Layout, Task
+
+# What variants are to take on large tensors, in the time of another call.
+_VARIANTS: dict[tuple[str, str], tuple[float, tuple[Layout, ...]]] = {
+    ("forward", "residual + relu / plain"): (1.60, ("first",)),
+    ("forward", "residual + relu / PyTorch"): (0.50, LAYOUTS),
+    ("backward", "relu / plain"): (1.15, LAYOUTS),
+    **{(task, f"{half} / plain"): (0.60, LAYOUTS) for task in TASKS for half in ("float16", "bfloat16")},
+}
 
 WORST = 1.35  # no single large case may be above so many times its goal
 
@@ -42,3 +50,9 @@ def goal(task: Task, read_once: bool, plane: int) -> tuple[float, str]:
     if plane < 112 * 112:
         return 1.80, "backward, channels-first, planes of 56x56"
     return 2.00, "backward, channels-first, planes of 112x112 and more"
+
+
+def variant_goal(task: Task, ratio: str, layout: Layout) -> float | None:
+    """The largest ratio of two times to reach, if there is one."""
+    aim, layouts = _VARIANTS.get((task, ratio), (None, ()))
+    return aim if layout in layouts else None

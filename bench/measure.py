@@ -8,6 +8,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
+from .cases import Settings
+from .others import BUSY, Others, wait_until_quiet
+
 Quartiles = tuple[float, float, float]
 
 _SHORTEST = 1e-3  # seconds: a measurement repeats its call until it lasts so long
@@ -35,6 +38,20 @@ def take_turns(calls: Mapping[str, Callable[[], object]], runs: int, in_cache: b
         if collecting:
             gc.enable()
     return seconds
+
+
+def undisturbed_turns(
+    calls: Mapping[str, Callable[[], object]], settings: Settings, in_cache: bool
+) -> tuple[dict[str, list[float]], float]:
+    """The times, and how many processors others used meanwhile. Where it may wait, it tries up to three times."""
+    for last in (False, False, True):
+        wait_until_quiet(settings.wait)
+        others = Others()
+        seconds = take_turns(calls, settings.runs, in_cache)
+        busy = others.processors()
+        if last or busy < BUSY or not settings.wait:
+            break
+    return seconds, busy
 
 
 def _time(call: Callable[[], object], repeats: int) -> float:

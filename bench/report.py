@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .goals import WORST
+from .cases import TASKS
+from .goals import WORST, variant_goal
 from .others import BUSY
 
 Row = dict[str, Any]
@@ -99,9 +100,22 @@ def step_line(step: Row) -> str:
     )
 
 
+def variant_lines(variant: Row) -> str:
+    """The variants of one task on one tensor, a line each."""
+    ms = 1e3 * statistics.median(variant["seconds"]["plain"])
+    busy = f"  others: {variant['others']:.1f} processors" if variant["others"] >= BUSY else ""
+    return "\n".join(
+        [
+            f"{variant['case']:20} {variant['task']:10} {LAYOUT_NAMES[variant['layout']]:15} "
+            f"{variant['bytes'] / 1e6:6.4g} MB  plain {ms:8.3f} ms{busy}",
+            *(f"  {name:30} {_with_quartiles(ratio)}" for name, ratio in variant["ratios"].items()),
+        ]
+    )
+
+
 def summary(found: Row) -> str:
     """What the figures of the whole amount to."""
-    rows, steps = found["rows"], found["steps"]
+    rows, steps, variants = found["rows"], found["steps"], found.get("variants", [])
     kept = [row for row in rows if row["pages"] == "kept"]
     parts = [
         *_against_pytorch(kept, "whose allocator keeps its pages"),
@@ -111,7 +125,8 @@ def summary(found: Row) -> str:
         *_goals(_float32_with_all_threads(kept)),
         *_in_caches(_float32_with_all_threads(kept)),
         *_steps(steps),
-        *_disturbed(rows),
+        *_variants(variants),
+        *_disturbed([*rows, *variants]),
         *(f"note: {note}" for note in found["notes"]),
     ]
     return "\n".join(["", *parts])
@@ -226,6 +241,27 @@ def _steps(steps: list[Row]) -> list[str]:
                 f"  {name:15} {whole:5.2f} in their sum, {mean:5.2f} geometric mean  "
                 f"(goal {STEP_AHEAD}: {_reached(min(whole, mean) >= STEP_AHEAD)})"
             )
+    return lines
+
+
+def _variants(variants: list[Row]) -> list[str]:
+    """Medians over the tensors; goals are for large ones."""
+    groups: dict[tuple[bool, Any, Any, str], list[float]] = defaultdict(list)
+    for variant in sorted(variants, key=lambda variant: (not variant["large"], TASKS.index(variant["task"]))):
+        for ratio, (_, middle, _) in variant["ratios"].items():
+            groups[variant["large"], variant["task"], variant["layout"], ratio].append(middle)
+    lines = []
+    for (large, task, layout, ratio), medians in groups.items():
+        size = "beyond the last-level cache" if large else "within the last-level cache"
+        heading = f"Variants, tensors {size}, times as ratios:"
+        if heading not in lines:
+            lines.append(heading)
+        middle, aim = statistics.median(medians), variant_goal(task, ratio, layout) if large else None
+        goal = "" if aim is None else f"goal {aim:.2f}: {_reached(middle <= aim)}; "
+        lines.append(
+            f"  {task:10} {LAYOUT_NAMES[layout]:15} {ratio:30} {middle:5.2f}  "
+            f"({goal}{len(medians)} cases from {min(medians):.2f} to {max(medians):.2f})"
+        )
     return lines
 
 

@@ -11,15 +11,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import machine, ours, step
+from . import machine, ours, step, variants
 from .arrays import Buffers, Problem, buffers, problem, reserve_pages
 from .cases import Case, Job, Pages, Settings, jobs
 from .check import check_against, check_against_reference, check_copy
 from .contestant import Contestant, Peer, UnavailableError
 from .copies import Copies
 from .goals import floor, goal, is_read_once
-from .measure import fastest, quartiles_of_ratios, rounded, take_turns
-from .others import BUSY, Others, wait_until_quiet
+from .measure import fastest, quartiles_of_ratios, rounded, undisturbed_turns
 from .peers import load
 
 Emit = Callable[[str, Any], None]
@@ -56,7 +55,7 @@ def _measure(
 ) -> dict[str, object]:
     contestants = [*_checked_libraries(job, problem, peers, emit), *_checked_copies(problem, copies, job.threads)]
     in_cache = problem.x.nbytes <= machine.last_level_cache()
-    seconds, others = _undisturbed_turns({c.name: c.call for c in contestants}, settings, in_cache)
+    seconds, others = undisturbed_turns({c.name: c.call for c in contestants}, settings, in_cache)
     copy = fastest(seconds, copies.names)
     libraries = [name for name in seconds if name not in copies.names]
     ratios = {f"{name}/copy": quartiles_of_ratios(seconds[name], seconds[copy]) for name in libraries}
@@ -83,20 +82,6 @@ def _measure(
         "ratios": ratios,
         "seconds": {name: rounded(values) for name, values in seconds.items()},
     }
-
-
-def _undisturbed_turns(
-    calls: dict[str, Callable[[], object]], settings: Settings, in_cache: bool
-) -> tuple[dict[str, list[float]], float]:
-    """The times, and how many processors others used meanwhile. Where it may wait, it tries up to three times."""
-    for last in (False, False, True):
-        wait_until_quiet(settings.wait)
-        others = Others()
-        seconds = take_turns(calls, settings.runs, in_cache)
-        busy = others.processors()
-        if last or busy < BUSY or not settings.wait:
-            break
-    return seconds, busy
 
 
 def _checked_libraries(job: Job, problem: Problem, peers: list[Peer], emit: Emit) -> list[Contestant]:
@@ -142,6 +127,8 @@ def main() -> None:
     try:
         if order["part"] == "step":
             step.measure_steps(settings, emit)
+        elif order["part"] == "variants":
+            variants.measure_variants(settings, emit)
         else:
             measure_functions(settings, order["pages"], emit)
     except UnavailableError as reason:

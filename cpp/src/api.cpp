@@ -3,6 +3,7 @@
 
 #include "groups.hpp"
 #include "isa.hpp"
+#include "overlap.hpp"
 #include "run.hpp"
 #include "status.hpp"
 #include "thread_count.hpp"
@@ -135,28 +136,40 @@ std::size_t measure_any(Call call) noexcept {
     any(role_out, call.op != Op::moments && call.op != Op::grad_sums);
     any(role_residual, call.options.residual || call.options.dresidual);
     any(role_y, call.options.activation != Activation::none);
+    any(role_v, call.op == Op::batch_norm_double_backward);
     any(role_weights, call.options.weights);
     return measure(call, PreparedParts(call));
 }
 
-// Finds the kernels, gets the memory, and plans each part of the call and calls body(run, part, totals).
+// The bytes that a call is to be given: what it needs, or what workspace_bytes() tells where it is the caller's.
+std::size_t bytes_for(const Call& call, const PreparedParts& prepared) noexcept {
+    return call.options.workspace.data ? measure_any(call) : measure(call, prepared);
+}
+
+// Finds the kernels, gets the memory and calls body(kernels, memory).
 template <class Body>
-Status execute(const Call& call, const Body& body) noexcept {
+Status with_memory(const Call& call, std::size_t bytes, const Body& body) noexcept {
     Status status;
     const kernels::KernelTable* table = active_kernels(status);
     if (!table) return status;
 
     const Options& options = call.options;
-    PreparedParts prepared_parts(call);
-    const Parts& parts = prepared_parts.parts;
-    const std::size_t bytes = options.workspace.data ? measure_any(call) : measure(call, prepared_parts);
     if (options.workspace.data && options.workspace.bytes < bytes)
         return failure(Code::invalid_value, "%s: workspace has %zu bytes, expected at least %zu", call.valid.function(),
                        options.workspace.bytes, bytes);
     const Scratch scratch(options.workspace, bytes);
     if (!scratch.data())
         return failure(Code::out_of_memory, "%s: no memory for a workspace of %zu bytes", call.valid.function(), bytes);
+    body(*table, scratch.data());
+    return status;
+}
 
+// Plans each part of the call and calls body(run, part, totals).
+template <class Body>
+void each_part(const Call& call, PreparedParts& prepared_parts, const kernels::KernelTable& table, void* scratch,
+               const Body& body) noexcept {
+    const Options& options = call.options;
+    const Parts& parts = prepared_parts.parts;
     std::uint8_t* mask = call.mask;
     for (int i = 0; i < parts.count; ++i) {
         const Part& part = parts.at[i];
@@ -164,18 +177,25 @@ Status execute(const Call& call, const Body& body) noexcept {
         prepared.box.mask = mask;
         if (mask) mask += prepared.box.mask_rows() * prepared.box.mask_pitch();
         const Box& box = prepared.box;
-        Arena arena(scratch.data());
+        Arena arena(scratch);
         const Totals totals(arena, call, parts);
         const Memory memory = prepared.lay_out(arena, call);
         const int more = call.has(role_residual) + call.has(role_y) + call.has(role_v) + call.has(role_weights);
         const Plan plan =
             make_plan(box, prepared.chunks, tensors(call.op), sums(call.op, options) > 0, prepared.team.threads, more);
-        const kernels::TypeKernels& kernels = kernels_of(*table, box.dtype);
+        const kernels::TypeKernels& kernels = kernels_of(table, box.dtype);
         const Stages stages{box,           prepared.chunks, kernels,    call.is_full() ? kernels.full : kernels.plain,
                             call.epilogue, memory,          plan.stream};
         body(Run{stages, plan, prepared.team}, part, totals);
     }
-    return status;
+}
+
+template <class Body>
+Status execute(const Call& call, const Body& body) noexcept {
+    PreparedParts prepared(call);
+    return with_memory(call, bytes_for(call, prepared), [&](const kernels::KernelTable& table, void* scratch) {
+        each_part(call, prepared, table, scratch, body);
+    });
 }
 
 template <class AnyView>
@@ -689,6 +709,118 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
             });
         store_param_grads(stages, memory.inv_std, part, totals, dgamma, dbeta);
     });
+}
+
+// ------------------------------------------------------------------------------------------------ higher derivatives
+
+namespace {
+
+// Writes ty: tx is the call's dy.
+void jvp(const Call& call, PreparedParts& prepared, const kernels::KernelTable& table, void* scratch,
+         const Stats& saved, const Param& gamma, const Param& tgamma, const Param& tbeta) noexcept {
+    each_part(call, prepared, table, scratch, [&](const Run& run, const Part& part, const Totals&) {
+        const Stages& stages = run.stages;
+        const Memory& memory = stages.memory;
+        load_array(stages.box, part.own(saved.mean), memory.mean);
+        load_array(stages.box, part.own(saved.inv_std), memory.inv_std);
+        const Column scale = load_column(stages.box, part.shared(gamma), 1, memory.gamma);
+        const Column of_gamma = load_column(stages.box, part.shared(tgamma), 0, memory.tgamma);
+        const Column of_beta = load_column(stages.box, part.shared(tbeta), 0, memory.tbeta);
+        run.traverse<GradientSums, InputGrad>([&](int64_t g, Range channels) {
+            stages.merge_gradients(g, channels);
+            stages.jvp_coefficients(g, channels, scale, of_gamma, of_beta);
+        });
+    });
+}
+
+}  // namespace
+
+Status core::batch_norm_jvp(const View& tx, const View& x, const Axes& axes, const Stats& saved, const Param& gamma,
+                            const Param& tgamma, const Param& tbeta, const MutView& out,
+                            const Options& options) noexcept {
+    Validator valid("batch_norm_jvp");
+    valid.x(x, axes);
+    valid.tensor("tx", tx);
+    valid.options(options);
+    valid.more_options(options, Validator::groups);
+    check_statistics(valid, saved, options, true);
+    valid.param("gamma", gamma, false);
+    valid.param("tgamma", tgamma, false);
+    valid.param("tbeta", tbeta, false);
+    valid.training();
+    valid.output("out", out, {{"tx", tx}, {"x", x}, {"gamma", gamma}, {"tgamma", tgamma}, {"tbeta", tbeta}});
+    if (!valid.ok() || valid.empty()) return valid.status();
+
+    const View written = out;
+    const Call call{Op::batch_norm_jvp, valid, options, {&x, &tx, &written}};
+    PreparedParts prepared(call);
+    return with_memory(call, bytes_for(call, prepared), [&](const kernels::KernelTable& table, void* scratch) {
+        jvp(call, prepared, table, scratch, saved, gamma, tgamma, tbeta);
+    });
+}
+
+Status core::batch_norm_double_backward(const View& ddx, const View& dy, const View& x, const Axes& axes,
+                                        const Stats& saved, const Param& gamma, const Param& ddgamma,
+                                        const Param& ddbeta, const MutView& ddy, const MutView& dx,
+                                        const MutParam& dgamma, const Options& options) noexcept {
+    Validator valid("batch_norm_double_backward");
+    valid.x(x, axes);
+    valid.tensor("dy", dy);
+    valid.tensor("ddx", ddx);
+    valid.options(options);
+    valid.more_options(options, Validator::groups);
+    check_statistics(valid, saved, options, true);
+    valid.param("gamma", gamma, false);
+    valid.param("ddgamma", ddgamma, false);
+    valid.param("ddbeta", ddbeta, false);
+    valid.training();
+    const auto outputs_apart_from = [&](std::initializer_list<Validator::Named> inputs) {
+        valid.output("ddy", ddy, inputs);
+        valid.output("dx", dx, inputs);
+    };
+    const std::initializer_list<Validator::Named> params = {{"gamma", gamma},
+                                                            {"ddgamma", ddgamma},
+                                                            {"ddbeta", ddbeta},
+                                                            {"saved.mean", saved.mean},
+                                                            {"saved.inv_std", saved.inv_std}};
+    outputs_apart_from({{"ddx", ddx}, {"dy", dy}, {"x", x}});
+    outputs_apart_from(params);
+    valid.stat_output("dgamma", dgamma);
+    valid.separate({{"ddy", ddy}, {"dx", dx}, {"dgamma", dgamma}});
+    valid.kept("dgamma", dgamma, params, "ddy");
+    // ddy needs ddx and x, and dx all three: what one is written over, the other must have been read by then.
+    const bool ddy_first = valid.ok() && (identical(dx, ddx) || identical(dx, x));
+    if (ddy_first) valid.kept("ddy", ddy, {{"ddx", ddx}, {"dy", dy}, {"x", x}}, "dx");
+    if (!valid.ok()) return valid.status();
+    if (valid.empty()) return fill(dgamma, 0), Status{};
+
+    const View written_ddy = ddy, written_dx = dx;
+    const Call to_dy{Op::batch_norm_jvp, valid, options, {&x, &ddx, &written_ddy}};
+    const Call to_x{Op::batch_norm_double_backward, valid, options, {&x, &dy, &written_dx, nullptr, nullptr, &ddx}};
+    PreparedParts parts_to_dy(to_dy), parts_to_x(to_x);
+    const std::size_t bytes_to_dy = bytes_for(to_dy, parts_to_dy), bytes_to_x = bytes_for(to_x, parts_to_x);
+    const auto write = [&](const kernels::KernelTable& table, void* scratch) {
+        if (ddy_first) jvp(to_dy, parts_to_dy, table, scratch, saved, gamma, ddgamma, ddbeta);
+        each_part(to_x, parts_to_x, table, scratch, [&](const Run& run, const Part& part, const Totals& totals) {
+            const Stages& stages = run.stages;
+            const Memory& memory = stages.memory;
+            load_array(stages.box, part.own(saved.mean), memory.mean);
+            load_array(stages.box, part.own(saved.inv_std), memory.inv_std);
+            const Column scale = load_column(stages.box, part.shared(gamma), 1, memory.gamma);
+            const Column of_gamma = load_column(stages.box, part.shared(ddgamma), 0, memory.tgamma);
+            const auto merge_mixed = [&](int64_t g, Range channels) {
+                stages.merge_dy_v(g, channels);
+                stages.double_backward_coefficients(g, channels, scale, of_gamma);
+            };
+            run.traverse_after<InputGrad>(
+                reduction<GradientSums>([&](int64_t g, Range channels) { stages.merge_gradients(g, channels); }),
+                reduction<DirectionSums>([&](int64_t g, Range channels) { stages.merge_v(g, channels); }),
+                reduction<MixedSums>(merge_mixed));
+            store_param_grad(stages.box, memory.sum_dy_v, part, totals.dgamma, totals.sorted, dgamma);
+        });
+        if (!ddy_first) jvp(to_dy, parts_to_dy, table, scratch, saved, gamma, ddgamma, ddbeta);
+    };
+    return with_memory(to_x, bytes_to_x > bytes_to_dy ? bytes_to_x : bytes_to_dy, write);
 }
 
 // ------------------------------------------------------------------------------------------------------- workspace

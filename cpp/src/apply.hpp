@@ -40,8 +40,8 @@ struct NormalizeFrom {
     }
 };
 
-// dx = a * (dy - w * dy_hi) + w * (b * xhat + c) + d * v, or, where the statistics are constant, only a * dy, for dy as
-// an activation let it through: that is written as the residual's gradient.
+// dx = a * (dy - w * dy_hi) + w * (b * xhat + c) + d * (v - v_hi), or, where the statistics are constant, only a * dy,
+// for dy as an activation let it through: that is written as the residual's gradient.
 template <bool reads_x>
 struct InputGradOf {
     static constexpr Access access[roles] = {reads_x ? Access::read : Access::none,
@@ -51,7 +51,7 @@ struct InputGradOf {
                                              Access::read,
                                              Access::read,
                                              Access::read};
-    static int coefficients(const Box& box) noexcept { return box.operand[role_v].data ? 7 : 6; }
+    static int coefficients(const Box& box) noexcept { return box.operand[role_v].data ? 8 : 6; }
 
     static kernels::InputGradArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream) noexcept {
         constexpr Role x = reads_x ? role_x : role_dy;
@@ -79,9 +79,11 @@ struct InputGradOf {
                 span.mask_stride,
                 span.data[role_weights],
                 span.stride[role_weights],
+                stages.box.operand[role_weights].uniform,
                 span.data[role_v],
                 span.stride[role_v],
                 at[6],
+                at[7],
                 span.data[role_residual],
                 span.stride[role_residual]};
     }

@@ -37,6 +37,9 @@ struct Operand {
     int64_t stride[levels][max_rank] = {};
     bool direct = false;   // unit stride along the rows that kernels see, so that they can read or write it in place
     bool gapless = false;  // direct, and rows follow each other without a gap
+    bool uniform = false;  // weights alone: one for each row that kernels see, which they take as it is
+
+    bool in_place() const noexcept { return direct || uniform; }
 
     int64_t offset(const Level& level, LevelName name, int64_t index) const noexcept {
         int64_t bytes = 0;
@@ -104,7 +107,7 @@ struct Box {
     // Whether kernels can take all of the call's operands where they are.
     bool direct() const noexcept {
         for (const Operand& o : operand)
-            if (o.data && !o.direct) return false;
+            if (o.data && !o.in_place()) return false;
         return true;
     }
 

@@ -115,6 +115,12 @@ int64_t flatten_planes(Dimensions& dims) noexcept {
     return plane;
 }
 
+bool stays(const Level& level, const int64_t (&stride)[max_rank]) noexcept {
+    for (int d = 0; d < level.rank; ++d)
+        if (stride[d] != 0) return false;
+    return true;
+}
+
 bool walks_by(const Level& level, const int64_t (&stride)[max_rank], int64_t unit, int rank) noexcept {
     for (int d = rank - 1; d >= 0; --d) {
         if (stride[d] != unit) return false;
@@ -160,6 +166,9 @@ Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]
         operand.gapless = operand.direct && walks_by(box.level[outer], operand.stride[outer],
                                                      box.level[rows].count * operand.unit, box.level[outer].rank);
     }
+    // Folded rows are several, and have a weight each.
+    Operand& weights = box.operand[role_weights];
+    weights.uniform = weights.data && box.fold() == 1 && stays(box.level[rows], weights.stride[rows]);
     int kept_dimensions = 0;  // before those of planes
     while (kept_dimensions < box.level[channel].rank && box.kept_stride[1][kept_dimensions] != 0) ++kept_dimensions;
     box.in_order = walks_by(box.level[channel], box.kept_stride[1], 1, kept_dimensions) &&

@@ -40,6 +40,14 @@ struct Coefficients {
     }
 };
 
+// A number as two of type T, the second for what is computed once for each channel.
+template <class T>
+struct Halves {
+    const T hi;
+    const double lo;
+    explicit Halves(double value) noexcept : hi(static_cast<T>(value)), lo(value - static_cast<double>(hi)) {}
+};
+
 template <class T>
 void normalize_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma,
                                const Column& beta) noexcept {
@@ -80,6 +88,57 @@ void input_grad_coefficients_of(const Stages& stages, int64_t g, Range channels,
         coefficients.values[5][c] = static_cast<T>(-scale * dy_lo - slope * (lo * r));
     }
     coefficients.pad(6, channels);
+}
+
+// That of a direction: tgamma * xhat + tbeta comes in addition.
+template <class T>
+void jvp_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma, const Column& tgamma,
+                         const Column& tbeta) noexcept {
+    const Memory& m = stages.memory;
+    const Coefficients<T> coefficients(stages, g);
+    const double n = static_cast<double>(stages.box.values());
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const int64_t s = g * stages.box.channels() + c;
+        const double r = m.inv_std[s], scale = gamma[s] * r;
+        const Halves<T> mean(m.mean[s]), direction(m.sum_dy[s] / n);
+        const double slope = tgamma[s] - scale * (m.sum_dy_xmu[s] * r / n);
+        coefficients.values[0][c] = mean.hi;
+        coefficients.values[1][c] = static_cast<T>(r);
+        coefficients.values[2][c] = direction.hi;
+        coefficients.values[3][c] = static_cast<T>(scale);
+        coefficients.values[4][c] = static_cast<T>(slope);
+        coefficients.values[5][c] = static_cast<T>(tbeta[s] - scale * direction.lo - slope * (mean.lo * r));
+    }
+    coefficients.pad(6, channels);
+}
+
+// With p and q the means of v * xhat and dy * xhat, k that of (v - its mean) * dy, less p * q, and a = gamma *
+// inv_std^2, the derivative of M * (gamma * inv_std * k + tgamma * q) with respect to x is
+//     -a * q * (v - its mean) + (tgamma * inv_std - a * p) * (dy - its mean) + (a * (2 * p * q - k) - tgamma * inv_std
+//     * q) * xhat
+template <class T>
+void double_backward_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma,
+                                     const Column& tgamma) noexcept {
+    const Memory& m = stages.memory;
+    const Coefficients<T> coefficients(stages, g);
+    const double n = static_cast<double>(stages.box.values());
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const int64_t s = g * stages.box.channels() + c;
+        const double r = m.inv_std[s], a = gamma[s] * r * r;
+        const double p = m.sum_v_xmu[s] * r / n, q = m.sum_dy_xmu[s] * r / n, k = m.sum_dy_v[s] / n - p * q;
+        const double of_v = -a * q, of_dy = tgamma[s] * r - a * p, of_xhat = a * (2 * p * q - k) - tgamma[s] * r * q;
+        const Halves<T> mean(m.mean[s]), dy(m.sum_dy[s] / n), v(m.v_mean[s]);
+        coefficients.values[0][c] = mean.hi;
+        coefficients.values[1][c] = static_cast<T>(r);
+        coefficients.values[2][c] = dy.hi;
+        coefficients.values[3][c] = static_cast<T>(of_dy);
+        coefficients.values[4][c] = static_cast<T>(of_xhat);
+        coefficients.values[5][c] = static_cast<T>(-of_dy * dy.lo - of_v * v.lo - of_xhat * (mean.lo * r));
+        coefficients.values[6][c] = static_cast<T>(of_v);
+        coefficients.values[7][c] = v.hi;
+        m.sum_dy_v[s] = n * r * k;
+    }
+    coefficients.pad(8, channels);
 }
 
 template <class T>
@@ -126,6 +185,19 @@ void Stages::from_output_coefficients(int64_t g, Range channels, const Column& c
     arithmetic(box.dtype) == DType::f32
         ? input_grad_coefficients_of<float>(*this, g, channels, memory.spread, scale, count)
         : input_grad_coefficients_of<double>(*this, g, channels, memory.spread, scale, count);
+}
+
+void Stages::jvp_coefficients(int64_t g, Range channels, const Column& gamma, const Column& tgamma,
+                              const Column& tbeta) const noexcept {
+    const auto fill = arithmetic(box.dtype) == DType::f32 ? jvp_coefficients_of<float> : jvp_coefficients_of<double>;
+    fill(*this, g, channels, gamma, tgamma, tbeta);
+}
+
+void Stages::double_backward_coefficients(int64_t g, Range channels, const Column& gamma,
+                                          const Column& tgamma) const noexcept {
+    const auto fill = arithmetic(box.dtype) == DType::f32 ? double_backward_coefficients_of<float>
+                                                          : double_backward_coefficients_of<double>;
+    fill(*this, g, channels, gamma, tgamma);
 }
 
 void Stages::scale_coefficients(int64_t g, Range channels, const Column& gamma) const noexcept {

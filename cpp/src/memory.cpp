@@ -23,7 +23,7 @@ WorkerMemory Memory::take_worker(Arena& arena, const Box& box) noexcept {
     WorkerMemory worker;
     for (int r = 0; r < roles; ++r) {
         const Operand& operand = box.operand[r];
-        const bool in_place = operand.direct && (box.fold() == 1 || operand.gapless);
+        const bool in_place = operand.in_place() && (box.fold() == 1 || operand.gapless);
         worker.tiles[r] = operand.data && !in_place ? arena.take<char>(tile_bytes) : nullptr;
     }
     worker.lists = arena.take<RowLists>(by_lane);
@@ -38,7 +38,8 @@ Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, 
     : chunks_(chunks.count()), channels_(box.channels()) {
     const int64_t n = box.statistics();
     for (int i = 0; i < sums; ++i) slots_[i] = arena.take<double>(n * chunks.count());
-    for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu})
+    for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu, &tgamma, &tbeta,
+                            &v_mean, &sum_v_xmu, &sum_dy_v})
         *column = arena.take<double>(n);
     for (void*& values : coefficients)
         values = arena.take<char>(apart(box.groups() * coefficient_pitch(box) * coefficient_size(box)));

@@ -8,7 +8,7 @@
 
 namespace batchnorm {
 
-inline constexpr int coefficient_count = 7;
+inline constexpr int coefficient_count = 8;
 
 // Sums of a reduction, at most.
 inline constexpr int sum_count = 3;
@@ -26,6 +26,8 @@ struct WorkerMemory {
 struct Memory {
     // One value for each statistic, in the box's order.
     double *mean, *spread, *inv_std, *gamma, *beta, *count, *sum_dy, *sum_dy_xmu;
+    // Of higher derivatives: gamma's and beta's direction, v's sums as dy's, and sum(dy * (v - v's mean)).
+    double *tgamma, *tbeta, *v_mean, *sum_v_xmu, *sum_dy_v;
     // What the kernels look up, of the type of their arithmetic: [group][channel and padding].
     void* coefficients[coefficient_count];
 

@@ -43,16 +43,33 @@ void Stages::merge_weighted_moments(int64_t g, Range channels) const noexcept {
     }
 }
 
-void Stages::merge_gradients(int64_t g, Range channels) const noexcept {
-    double *const dys = memory.sum_dy + g * box.channels(), *const dy_xmus = memory.sum_dy_xmu + g * box.channels();
-    for (int64_t c = channels.begin; c < channels.end; ++c) dys[c] = dy_xmus[c] = 0;
-    for (int64_t k = 0; k < chunks.count(); ++k) {
-        const double *const dy_k = memory.slot(0, g, k), *const dy_xmu_k = memory.slot(1, g, k);
-        for (int64_t c = channels.begin; c < channels.end; ++c) {
-            dys[c] += dy_k[c];
-            dy_xmus[c] += dy_xmu_k[c];
-        }
+namespace {
+
+// Adds up the slots of one sum.
+void add_slots(const Stages& stages, int which, int64_t g, Range channels, double* totals) noexcept {
+    double* const to = totals + g * stages.box.channels();
+    for (int64_t c = channels.begin; c < channels.end; ++c) to[c] = 0;
+    for (int64_t k = 0; k < stages.chunks.count(); ++k) {
+        const double* const part = stages.memory.slot(which, g, k);
+        for (int64_t c = channels.begin; c < channels.end; ++c) to[c] += part[c];
     }
 }
+
+}  // namespace
+
+void Stages::merge_gradients(int64_t g, Range channels) const noexcept {
+    add_slots(*this, 0, g, channels, memory.sum_dy);
+    add_slots(*this, 1, g, channels, memory.sum_dy_xmu);
+}
+
+void Stages::merge_v(int64_t g, Range channels) const noexcept {
+    add_slots(*this, 0, g, channels, memory.v_mean);
+    add_slots(*this, 1, g, channels, memory.sum_v_xmu);
+    const int64_t first = g * box.channels();
+    for (int64_t s = first + channels.begin; s < first + channels.end; ++s)
+        memory.v_mean[s] /= static_cast<double>(box.values());
+}
+
+void Stages::merge_dy_v(int64_t g, Range channels) const noexcept { add_slots(*this, 1, g, channels, memory.sum_dy_v); }
 
 }  // namespace batchnorm

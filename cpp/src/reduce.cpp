@@ -230,15 +230,20 @@ bool MomentSums::recentre(void* around, Range channels, int64_t plane, int64_t f
     return any;
 }
 
-void GradientSums::around(int64_t c, void* to) const noexcept { expanded({c, c + 1}, 1, 1, to); }
+template <Role u, Role z>
+void ProductSums<u, z>::around(int64_t c, void* to) const noexcept {
+    expanded({c, c + 1}, 1, 1, to);
+}
 
-const void* GradientSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
+template <Role u, Role z>
+const void* ProductSums<u, z>::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
     const int64_t plane = stages.box.plane;
     if (fold == 1 && plane == 1 && !is_half(stages.box.dtype)) return means + channels.begin;
     return expanded(channels, plane, fold, memory);
 }
 
-const void* GradientSums::expanded(Range channels, int64_t plane, int64_t fold, void* memory) const noexcept {
+template <Role u, Role z>
+const void* ProductSums<u, z>::expanded(Range channels, int64_t plane, int64_t fold, void* memory) const noexcept {
     const DType dtype = stages.box.dtype;
     return is_half(dtype)
                ? expand<float>(channels, plane, fold, memory, [&](int64_t c) { return mean_of_half(means[c], dtype); })
@@ -246,7 +251,8 @@ const void* GradientSums::expanded(Range channels, int64_t plane, int64_t fold, 
 }
 
 // What mean_of_half left out of the means.
-void GradientSums::finish(const void*, int64_t, Range channels, const Sums& sums) const noexcept {
+template <Role u, Role z>
+void ProductSums<u, z>::finish(const void*, int64_t, Range channels, const Sums& sums) const noexcept {
     if (!is_half(stages.box.dtype)) return;
     for (int64_t c = 0; c < channels.size(); ++c) {
         const double mean = means[channels.begin + c];
@@ -265,8 +271,14 @@ void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int work
         reduce_lanes(Terms(stages, g, k), chunk, k, memory);
 }
 
+template struct ProductSums<role_dy, role_x>;
+template struct ProductSums<role_v, role_x>;
+template struct ProductSums<role_dy, role_v>;
+
 template void reduce<MomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void reduce<WeightedMomentSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 template void reduce<GradientSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void reduce<DirectionSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void reduce<MixedSums>(const Stages&, int64_t, int64_t, Range, int) noexcept;
 
 }  // namespace batchnorm

@@ -97,6 +97,7 @@ struct WeightedMomentSums {
                 span.stride[role_x],
                 span.data[role_weights],
                 span.stride[role_weights],
+                stages.box.operand[role_weights].uniform,
                 span.rows,
                 span.n,
                 to.around,
@@ -107,32 +108,40 @@ struct WeightedMomentSums {
     void add(const kernels::RowWeightedMomentsArgs& args) const noexcept { stages.kernels.row_weighted_moments(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
         const char* from = static_cast<const char*>(around) + batch.first * item_size(arithmetic(stages.box.dtype));
-        stages.kernels.lane_weighted_moments(
-            {batch.at[role_x], batch.at[role_weights], batch.rows, batch.n, from, to[2], to[0], to[1]});
+        stages.kernels.lane_weighted_moments({batch.at[role_x], batch.at[role_weights],
+                                              stages.box.operand[role_weights].uniform, batch.rows, batch.n,
+                                              batch.listed, from, to[2], to[0], to[1]});
     }
     void finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept;
     bool recentre(void*, Range, int64_t, int64_t, const Sums&) const noexcept { return false; }
 };
 
-// The sums of a chunk's dy and dy * (x - mean).
-struct GradientSums {
-    static constexpr Access access[roles] = {Access::read, Access::read, Access::none, Access::none, Access::read};
+// The sums of a chunk's u and u * (z - mean of z), of dy and x as an activation let dy through.
+template <Role u, Role z>
+struct ProductSums {
+    static constexpr Access access[roles] = {z == role_x ? Access::read : Access::none,
+                                             u == role_dy ? Access::read : Access::none,
+                                             Access::none,
+                                             Access::none,
+                                             Access::read,
+                                             u == role_v || z == role_v ? Access::read : Access::none};
     static constexpr int sums = 2;
     static constexpr bool alternates = true;
 
     const Stages& stages;
     const double* means;  // of the group
 
-    GradientSums(const Stages& stages_, int64_t g, int64_t) noexcept
-        : stages(stages_), means(stages_.memory.mean + g * stages_.box.channels()) {}
+    ProductSums(const Stages& stages_, int64_t g, int64_t) noexcept
+        : stages(stages_),
+          means((z == role_v ? stages_.memory.v_mean : stages_.memory.mean) + g * stages_.box.channels()) {}
 
     void around(int64_t c, void* to) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
     kernels::RowGradSumsArgs row_args(const Span& span, RowSums& to) const noexcept {
-        return {span.data[role_dy],
-                span.stride[role_dy],
-                span.data[role_x],
-                span.stride[role_x],
+        return {span.data[u],
+                span.stride[u],
+                span.data[z],
+                span.stride[z],
                 span.rows,
                 span.n,
                 to.around,
@@ -148,8 +157,8 @@ struct GradientSums {
     void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.flavour.row_grad_sums(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
         const char* from = static_cast<const char*>(around) + batch.first * mean_size();
-        stages.flavour.lane_grad_sums({batch.at[role_dy], batch.at[role_x], batch.rows, batch.n, batch.listed, from,
-                                       to[0], to[1], stages.epilogue.activated(), batch.at[role_y], batch.mask,
+        stages.flavour.lane_grad_sums({batch.at[u], batch.at[z], batch.rows, batch.n, batch.listed, from, to[0], to[1],
+                                       stages.epilogue.activated(), batch.at[role_y], batch.mask,
                                        stages.epilogue.zeros_count_nothing});
     }
     void finish(const void*, int64_t, Range channels, const Sums& sums) const noexcept;
@@ -159,6 +168,10 @@ struct GradientSums {
     const void* expanded(Range channels, int64_t plane, int64_t fold, void* memory) const noexcept;
     int64_t mean_size() const noexcept { return is_half(stages.box.dtype) ? sizeof(float) : sizeof(double); }
 };
+
+using GradientSums = ProductSums<role_dy, role_x>;
+using DirectionSums = ProductSums<role_v, role_x>;
+using MixedSums = ProductSums<role_dy, role_v>;
 
 // A chunk of some channels, into its slots.
 template <class Terms>

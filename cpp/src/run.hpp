@@ -10,6 +10,17 @@
 
 namespace batchnorm {
 
+// A reduction, and what merges its results: merge(g, channels).
+template <class Terms_, class Merge>
+struct Reduction {
+    using Terms = Terms_;
+    Merge merge;
+};
+template <class Terms, class Merge>
+Reduction<Terms, Merge> reduction(const Merge& merge) noexcept {
+    return {merge};
+}
+
 struct Run {
     const Stages& stages;
     const Plan& plan;
@@ -28,6 +39,19 @@ struct Run {
                 });
             case Traversal::two_passes: reduce<Reduce>(merge); return apply<Apply>();
         }
+    }
+
+    // The same with several reductions, each of which needs what the ones before it found.
+    template <class Apply, class... Reductions>
+    void traverse_after(const Reductions&... reductions) const noexcept {
+        if (plan.traversal == Traversal::two_passes) {
+            (reduce<typename Reductions::Terms>(reductions.merge), ...);
+            return apply<Apply>();
+        }
+        each_block(team, plan.channel_block, [&](int64_t g, Range channels, int worker) {
+            (reduce_slab(reductions, g, channels, worker), ...);
+            each_chunk([&](int64_t k) { batchnorm::apply<Apply>(stages, g, k, channels, worker); });
+        });
     }
 
     template <class Reduce, class Merge>
@@ -82,12 +106,17 @@ struct Run {
         });
     }
 
+    template <class Terms, class Merge>
+    void reduce_slab(const Reduction<Terms, Merge>& reduction, int64_t g, Range channels, int worker) const noexcept {
+        each_chunk([&](int64_t k) { batchnorm::reduce<Terms>(stages, g, k, channels, worker); });
+        reduction.merge(g, channels);
+    }
+
     // Block by block: reduce, merge and then(g, channels, worker).
     template <class Reduce, class Merge, class Then>
     void each_slab(const Merge& merge, const Then& then) const noexcept {
         each_block(team, plan.channel_block, [&](int64_t g, Range channels, int worker) {
-            each_chunk([&](int64_t k) { batchnorm::reduce<Reduce>(stages, g, k, channels, worker); });
-            merge(g, channels);
+            reduce_slab(reduction<Reduce>(merge), g, channels, worker);
             then(g, channels, worker);
         });
     }

@@ -38,7 +38,8 @@ class DirectRows {
             if (!base_[r]) continue;
             const Operand& operand = box_.operand[r];
             span.data[r] = base_[r] + operand.offset(box_.level[outer], outer, o) +
-                           operand.offset(box_.level[channel], channel, c) + inners.begin * operand.unit;
+                           operand.offset(box_.level[channel], channel, c) +
+                           (operand.uniform ? 0 : inners.begin * operand.unit);
         }
         span.mask = box_.mask_at(group_, o, c, inners.begin);
         return span;
@@ -76,7 +77,7 @@ void for_each_span(const Box& box, const Region& region, const Uses& uses, const
         const Operand& operand = box.operand[r];
         base[r] = operand.data + operand.offset(box.level[group], group, region.group);
         if (by_row) base[r] += operand.offset(box.level[channel], channel, region.channels.begin);
-        direct &= operand.direct;
+        direct &= operand.in_place();
     }
 
     // Rows are at one distance along the fastest dimension of the outer level.
@@ -108,8 +109,8 @@ void for_each_span(const Box& box, const Region& region, const Uses& uses, const
                     if (access[r] == Access::none) continue;
                     const Operand& operand = box.operand[r];
                     char* first_row = at[r] + row * stride[r];
-                    if (operand.direct) {
-                        span.data[r] = first_row + start * operand.unit;
+                    if (operand.in_place()) {
+                        span.data[r] = operand.uniform ? first_row : first_row + start * operand.unit;
                         span.stride[r] = stride[r];
                         continue;
                     }
@@ -123,7 +124,7 @@ void for_each_span(const Box& box, const Region& region, const Uses& uses, const
                 body(span);
                 for (int r = 0; r < roles; ++r) {
                     const Operand& operand = box.operand[r];
-                    if (access[r] != Access::write || operand.direct) continue;
+                    if (access[r] != Access::write || operand.in_place()) continue;
                     for (int64_t i = 0; i < span.rows; ++i)
                         unpack(box, operand, at[r] + (row + i) * stride[r], start, span.n,
                                span.data[r] + i * span.stride[r]);
@@ -138,7 +139,8 @@ void for_each_span(const Box& box, const Region& region, const Uses& uses, const
 // one.
 inline bool gapless(const Box& box, const Span& span, const Uses& uses) noexcept {
     for (int r = 0; r < roles; ++r)
-        if (uses.of[r] != Access::none && span.stride[r] != span.n * box.operand[r].unit) return false;
+        if (uses.of[r] != Access::none && (span.stride[r] != span.n * box.operand[r].unit || box.operand[r].uniform))
+            return false;
     return !span.mask || span.n % 8 == 0;
 }
 
@@ -181,7 +183,7 @@ void for_each_batch(const Box& box, const Region& region, const Uses& uses, int6
         if (access[r] == Access::none) continue;
         const Operand& operand = box.operand[r];
         base[r] = operand.data + operand.offset(box.level[group], group, region.group);
-        in_place[r] = operand.direct && (fold == 1 || operand.gapless);
+        in_place[r] = operand.in_place() && (fold == 1 || operand.gapless);
         all_in_place &= in_place[r];
     }
     const bool mask_in_place = !box.mask || fold == 1 || lanes % 8 == 0;
@@ -206,7 +208,7 @@ void for_each_batch(const Box& box, const Region& region, const Uses& uses, int6
                 const int64_t first = region.channels.begin + start;
                 const auto row = [&](int64_t i) { return base[r] + operand.offset(box.level[outer], outer, i); };
                 if (in_place[r]) {
-                    for (int64_t i = 0; i < rows; ++i) at[i] = row(o + i * fold) + first * unit;
+                    for (int64_t i = 0; i < rows; ++i) at[i] = row(o + i * fold) + (operand.uniform ? 0 : first * unit);
                     // What follows: the next rows, or the same lanes' neighbours from the first row on.
                     for (int64_t i = rows; i < rows + kernels::rows_ahead && all_in_place; ++i) {
                         const int64_t next = o + i * fold, right = next + fold > box.outers() ? lanes : 0;

@@ -310,6 +310,15 @@ void Validator::apart(const char* name, const View& written, const Named& input)
                       name, input.name, input.name);
 }
 
+void Validator::kept(const char* name, const View& written, std::initializer_list<Named> inputs,
+                     const char* other) noexcept {
+    for (const Named& input : inputs)
+        if (ok() && !absent(written) && !absent(input.view) && overlap(written, input.view))
+            status_ = failure(Code::invalid_value,
+                              "%s: %s overlaps %s, which is still needed for %s, expected separate memory", function_,
+                              name, input.name, other);
+}
+
 void Validator::separate(std::initializer_list<Named> outputs) noexcept {
     for (const Named* a = outputs.begin(); a != outputs.end(); ++a)
         for (const Named* b = a + 1; b != outputs.end() && ok(); ++b)

@@ -62,6 +62,8 @@ class Validator {
 
     // Outputs of one call, each in memory of its own.
     void separate(std::initializer_list<Named> outputs) noexcept;
+    // An output that is written while the inputs are still needed, for another one.
+    void kept(const char* name, const View& written, std::initializer_list<Named> inputs, const char* other) noexcept;
 
   private:
     void apart(const char* name, const View& written, const Named& input) noexcept;

@@ -18,6 +18,7 @@ from .functional import (
     moments,
     normalize,
 )
+from .higher_order import DoubleGrads, batch_norm_double_backward, batch_norm_jvp
 from .layers import BatchNorm
 from .statistics import Grads, GradSums, Moments
 
@@ -25,6 +26,7 @@ __version__ = _version()
 
 __all__ = [
     "BatchNorm",
+    "DoubleGrads",
     "GradSums",
     "Grads",
     "Moments",
@@ -33,9 +35,11 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_backward_from_output",
+    "batch_norm_double_backward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
     "batch_norm_inplace",
+    "batch_norm_jvp",
     "clear_cache",
     "get_num_threads",
     "grad_sums",

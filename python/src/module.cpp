@@ -9,27 +9,17 @@
 
 #include "arrays.hpp"
 #include "buffers.hpp"
+#include "calls.hpp"
+#include "higher_order.hpp"
 #include "outputs.hpp"
 #include "saved.hpp"
 
 using batchnorm::Axes;
 using batchnorm::Options;
-using batchnorm::Status;
 
 namespace {
 
 namespace core = batchnorm::core;
-
-// Runs a call of the library without the GIL, and raises what it reports.
-template <class Call>
-void compute(const Call& call) {
-    Status status;
-    {
-        const nb::gil_scoped_release release;
-        status = call();
-    }
-    check(status);
-}
 
 // The options of a call, and the arrays that they point to.
 class Extras {
@@ -385,6 +375,8 @@ NB_MODULE(_core, m) {
     m.def("grad_sums", &grad_sums, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "threads"_a.none());
     m.def("input_grad", &input_grad, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "count"_a.none(), "sum_dy"_a.none(),
           "sum_dy_xmu"_a.none(), "gamma"_a.none(), "need_dresidual"_a.none(), "out"_a.none(), "threads"_a.none());
+
+    bind_higher_order(m);
 
     m.def("clear_cache", &buffers::clear, nb::call_guard<nb::gil_scoped_release>());
     m.def("version", &batchnorm::version);

@@ -14,21 +14,32 @@ inline constexpr Op all_ops[] = {Op::batch_norm,
                                  Op::moments,
                                  Op::normalize,
                                  Op::grad_sums,
-                                 Op::input_grad};
+                                 Op::input_grad,
+                                 Op::batch_norm_jvp,
+                                 Op::batch_norm_double_backward};
 
 inline const char* name(Op op) {
-    constexpr const char* names[] = {
-        "batch_norm", "batch_norm_backward", "batch_norm_inference", "batch_norm_inference_backward",  "moments",
-        "normalize",  "grad_sums",           "input_grad",           "batch_norm_backward_from_output"};
+    constexpr const char* names[] = {"batch_norm",
+                                     "batch_norm_backward",
+                                     "batch_norm_inference",
+                                     "batch_norm_inference_backward",
+                                     "moments",
+                                     "normalize",
+                                     "grad_sums",
+                                     "input_grad",
+                                     "batch_norm_backward_from_output",
+                                     "batch_norm_jvp",
+                                     "batch_norm_double_backward"};
     return names[static_cast<int>(op)];
 }
 
 // The operands of any function; each takes those that it has.
 struct Call {
-    batchnorm::View x, dy;
+    batchnorm::View x, dy, ddx;  // dy is the jvp's tx too
     batchnorm::Axes axes = 1;
     batchnorm::Param gamma, beta, mean, var, inv_std, m2, count, sum_dy, sum_dy_xmu;
-    batchnorm::MutView out;
+    batchnorm::Param tgamma, tbeta;
+    batchnorm::MutView out, ddy;
     // (mean, inv_std, var), (mean, m2, count), (sum_dy, sum_dy_xmu, count) or (dgamma, dbeta).
     batchnorm::MutParam result[3];
     batchnorm::Options options;
@@ -58,6 +69,12 @@ inline batchnorm::Status run(Op op, const Call& c) {
         case Op::batch_norm_backward_from_output:
             return core::batch_norm_backward_from_output(c.dy, c.x, c.axes, {c.mean, c.inv_std}, c.gamma, c.beta, c.out,
                                                          first, second, c.options);
+        case Op::batch_norm_jvp:
+            return core::batch_norm_jvp(c.dy, c.x, c.axes, {c.mean, c.inv_std}, c.gamma, c.tgamma, c.tbeta, c.out,
+                                        c.options);
+        case Op::batch_norm_double_backward:
+            return core::batch_norm_double_backward(c.ddx, c.dy, c.x, c.axes, {c.mean, c.inv_std}, c.gamma, c.tgamma,
+                                                    c.tbeta, c.ddy, c.out, first, c.options);
     }
     return {};
 }
@@ -100,11 +117,11 @@ inline std::string text(const Setup& s) {
 struct Example {
     Setup setup;
     reference::Problem problem;
-    Tensor x, dy, gamma, beta;
+    Tensor x, dy, ddx, gamma, beta, tgamma, tbeta;
     reference::Statistics statistics;
     reference::GradSums sums;
     Tensor mean, var, inv_std, m2, count, sum_dy, sum_dy_xmu;
-    Tensor out, result[3];
+    Tensor out, ddy, result[3];
 
     static constexpr int64_t guard = 64;  // around what is written
 
@@ -117,8 +134,11 @@ struct Example {
           problem(s.shape, s.axes),
           x(s.dtype, s.shape, s.x),
           dy(s.dtype, s.shape, s.dy),
+          ddx(s.dtype, s.shape, s.dy),
           gamma(s.gamma, problem.kept_shape, s.params),
           beta(s.gamma, problem.kept_shape, s.params),
+          tgamma(s.gamma, problem.kept_shape, s.params),
+          tbeta(s.gamma, problem.kept_shape, s.params),
           statistics(reference::statistics(problem, x.randomize(1, s.x_scale, s.x_shift).values(),
                                            batchnorm::Options{}.eps, sum_error(s.dtype))),
           sums(reference::grad_sums(problem, dy.randomize(2, 1, 0.25).values(), x.values(), statistics.mean.value,
@@ -130,7 +150,11 @@ struct Example {
           count(DType::f64, {}),
           sum_dy(given(sums.dy.value)),
           sum_dy_xmu(given(sums.dy_xmu.value)),
-          out(s.dtype, s.shape, s.out, guard) {
+          out(s.dtype, s.shape, s.out, guard),
+          ddy(s.dtype, s.shape, s.out, guard) {
+        ddx.randomize(5, 1, -0.5);
+        tgamma.randomize(6);
+        tbeta.randomize(7);
         gamma.randomize(3, 1, 1.5);
         beta.randomize(4);
         count.set(0, problem.values);
@@ -141,9 +165,12 @@ struct Example {
         Call c;
         c.x = x.view();
         c.dy = dy.view();
+        c.ddx = ddx.view();
         c.axes = to_axes(setup.axes);
         c.gamma = gamma.view();
         c.beta = beta.view();
+        c.tgamma = tgamma.view();
+        c.tbeta = tbeta.view();
         c.mean = mean.view();
         c.var = var.view();
         c.inv_std = inv_std.view();
@@ -152,28 +179,33 @@ struct Example {
         c.sum_dy = sum_dy.view();
         c.sum_dy_xmu = sum_dy_xmu.view();
         c.out = out.mut();
+        c.ddy = ddy.mut();
         for (int i = 0; i < 3; ++i) c.result[i] = result[i].mut();
         return c;
     }
 
     void reset() {
         out.reset();
+        ddy.reset();
         for (Tensor& one : result) one.reset();
     }
     bool untouched() const {
-        return out.untouched() && std::all_of(result, result + 3, [](const Tensor& t) { return t.untouched(); });
+        return out.untouched() && ddy.untouched() &&
+               std::all_of(result, result + 3, [](const Tensor& t) { return t.untouched(); });
     }
     bool padding_untouched() const {
-        return out.padding_untouched() &&
+        return out.padding_untouched() && ddy.padding_untouched() &&
                std::all_of(result, result + 3, [](const Tensor& t) { return t.padding_untouched(); });
     }
     // All that a call wrote, or left alone.
     std::vector<unsigned char> written() const {
         std::vector<unsigned char> all = out.bytes();
-        for (const Tensor& one : result) {
+        const auto add = [&](const Tensor& one) {
             const std::vector<unsigned char> more = one.bytes();
             all.insert(all.end(), more.begin(), more.end());
-        }
+        };
+        add(ddy);
+        for (const Tensor& one : result) add(one);
         return all;
     }
 

@@ -165,6 +165,94 @@ inline Expected input_grad(const Problem& p, const Values& dy, const Values& x, 
     return dx;
 }
 
+// ty = a * (tx - tx_hi) + b * ((x - hi) * inv_std) + c, of six rounded coefficients.
+inline Expected jvp(const Problem& p, const Values& tx, const Values& x, const Values& mean, const Values& inv_std,
+                    const GradSums& sums, const Values& gamma, const Values& tgamma, const Values& tbeta, double u) {
+    Expected ty(x.size());
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const std::size_t k = p.statistic[i];
+        const double r = inv_std[k], a = gamma[k] * r, tx_mean = sums.dy.value[k] / p.values;
+        const double share = a * (sums.dy_xmu.value[k] * r / p.values), b = tgamma[k] - share;
+        const double xhat = (x[i] - mean[k]) * r;
+        ty.value[i] = a * (tx[i] - tx_mean) + b * xhat + tbeta[k];
+        const double low1 = u * std::fabs(a * tx_mean), low2 = u * std::fabs(b * mean[k] * r);
+        const double first = std::fabs(a * (tx[i] - tx_mean)) + low1, second = std::fabs(b * xhat) + low2;
+        const double c = low1 + low2 + std::fabs(tbeta[k]);
+        // Roundings as of input_grad, and those of b in float64.
+        ty.bound[i] = u * (3 * first + 5 * second + c + (second + c) + (first + second + c)) +
+                      std::fabs(a) * sums.dy.bound[k] / p.values +
+                      std::fabs(a * xhat) * sums.dy_xmu.bound[k] * r / p.values +
+                      8 * u64 * (std::fabs(tgamma[k]) + std::fabs(share)) * std::fabs(xhat) + underflow(u);
+    }
+    return ty;
+}
+
+struct DoubleGrads {
+    Expected dx, dgamma;
+};
+
+// dx = of_dy * (dy - its mean) + of_xhat * xhat + of_v * (v - its mean)
+inline DoubleGrads double_backward(const Problem& p, const Values& v, const Values& dy, const Values& x,
+                                   const Values& mean, const Values& inv_std, const GradSums& dy_sums,
+                                   const GradSums& v_sums, const Values& gamma, const Values& ddgamma, double u,
+                                   double error = sum_error) {
+    DoubleGrads grads{Expected(x.size()), Expected(p.statistics)};
+    Values v_mean(v_sums.dy.value), dy_abs(p.statistics);
+    for (double& value : v_mean) value /= p.values;
+    const GradSums mixed = grad_sums(p, dy, v, v_mean, error);
+    for (std::size_t i = 0; i < x.size(); ++i) dy_abs[p.statistic[i]] += std::fabs(dy[i]);
+
+    // A number and its error in float64.
+    struct Mean {
+        double value, error;
+        double size() const { return std::fabs(value); }
+    };
+    const auto mean_of = [&](const Expected& sum, std::size_t k, double factor) {
+        const double value = sum.value[k] * factor / p.values;
+        return Mean{value, sum.bound[k] * factor / p.values + 4 * u64 * std::fabs(value)};
+    };
+    const auto mixed_of = [&](std::size_t k, const Mean& P, const Mean& q) {
+        Mean m = mean_of(mixed.dy_xmu, k, 1);
+        m.error += dy_abs[k] * v_sums.dy.bound[k] / p.values / p.values + P.error * q.size() + P.size() * q.error +
+                   4 * u64 * (m.size() + P.size() * q.size());
+        m.value -= P.value * q.value;
+        return m;
+    };
+    for (std::size_t k = 0; k < p.statistics; ++k) {
+        const Mean P = mean_of(v_sums.dy_xmu, k, inv_std[k]), q = mean_of(dy_sums.dy_xmu, k, inv_std[k]);
+        const Mean m = mixed_of(k, P, q);
+        grads.dgamma.value[k] = p.values * inv_std[k] * m.value;
+        grads.dgamma.bound[k] = p.values * inv_std[k] * (m.error + 4 * u64 * m.size());
+    }
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const std::size_t k = p.statistic[i];
+        const double r = inv_std[k], a = gamma[k] * r * r, g = ddgamma[k] * r, xhat = (x[i] - mean[k]) * r;
+        const Mean P = mean_of(v_sums.dy_xmu, k, r), q = mean_of(dy_sums.dy_xmu, k, r), m = mixed_of(k, P, q);
+        const Mean v_mean_k = mean_of(v_sums.dy, k, 1), dy_mean = mean_of(dy_sums.dy, k, 1);
+        const double of_v = -a * q.value, of_dy = g - a * P.value;
+        const double of_xhat = a * (2 * P.value * q.value - m.value) - g * q.value;
+        grads.dx.value[i] = of_v * (v[i] - v_mean_k.value) + of_dy * (dy[i] - dy_mean.value) + of_xhat * xhat;
+
+        const double low1 = u * std::fabs(of_dy * dy_mean.value), low2 = u * std::fabs(of_v * v_mean_k.value);
+        const double low3 = u * std::fabs(of_xhat * mean[k] * r), c = low1 + low2 + low3;
+        const double first = std::fabs(of_dy * (dy[i] - dy_mean.value)) + low1;
+        const double second = std::fabs(of_v * (v[i] - v_mean_k.value)) + low2,
+                     third = std::fabs(of_xhat * xhat) + low3;
+        // Roundings: of the first and second term the difference, the coefficient and the product; of the third five;
+        // c; and three sums. Then what the coefficients have from float64.
+        const double A = std::fabs(a), G = std::fabs(g);
+        const double of_xhat_error = A * (2 * P.error * q.size() + 2 * P.size() * q.error + m.error) + G * q.error +
+                                     8 * u64 * (A * (2 * P.size() * q.size() + m.size()) + G * q.size());
+        grads.dx.bound[i] = u * (3 * first + 3 * second + 5 * third + c + (third + c) + (second + third + c) +
+                                 (first + second + third + c)) +
+                            (A * q.error + 8 * u64 * std::fabs(of_v)) * std::fabs(v[i] - v_mean_k.value) +
+                            (A * P.error + 8 * u64 * (A * P.size() + G)) * std::fabs(dy[i] - dy_mean.value) +
+                            of_xhat_error * std::fabs(xhat) + std::fabs(of_v) * v_mean_k.error +
+                            std::fabs(of_dy) * dy_mean.error + underflow(u);
+    }
+    return grads;
+}
+
 // dx = a * dy for constant statistics.
 inline Expected scale(const Problem& p, const Values& dy, const Values& inv_std, const Values& gamma, double u) {
     Expected dx(dy.size());

@@ -60,6 +60,15 @@ void results() {
     bn::batch_norm_inference_backward(dys, xs, 1, as_input(mean), as_input(var), {}, dxs, dgammas, dbetas, options);
     CHECK(dx[0] == 1 && dx[1] == 0 && dx[2] == 1);
 
+    // x is the sum of a constant and its own direction: y does not change.
+    bn::batch_norm_jvp(xs, xs, 1, saved, {}, {}, {}, ys, options);
+    for (const float value : y) CHECK(std::fabs(value) < 1e-6f);
+    std::vector<float> ddy(8);
+    bn::batch_norm_double_backward(xs, dys, xs, 1, saved, {}, {}, {}, bn::view(ddy.data(), {2, 2, 2}), dxs, dgammas,
+                                   options);
+    CHECK(ddy == y);
+    CHECK(std::fabs(dgamma[0]) < 1e-9 && std::fabs(dgamma[1]) < 1e-9);
+
     CHECK(bn::workspace_bytes(bn::Op::batch_norm, xs, 1) > 0);
     bn::set_num_threads(2);
     CHECK(bn::get_num_threads() == 2);

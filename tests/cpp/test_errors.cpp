@@ -21,20 +21,24 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 bool any(Op) { return true; }
 bool has_dy(Op op) {
     return op == Op::batch_norm_backward || op == Op::batch_norm_inference_backward || op == Op::grad_sums ||
-           op == Op::input_grad;
+           op == Op::input_grad || op == Op::batch_norm_double_backward;
 }
-bool has_out(Op op) { return op != Op::moments && op != Op::grad_sums; }
-bool has_gamma(Op op) { return has_out(op); }
+bool is_jvp(Op op) { return op == Op::batch_norm_jvp; }
+bool has_ddx(Op op) { return op == Op::batch_norm_double_backward; }
+bool has_directions(Op op) { return is_jvp(op) || has_ddx(op); }
+bool has_out(Op op) { return op != Op::moments && op != Op::grad_sums && !has_ddx(op); }
+bool has_gamma(Op op) { return has_out(op) || has_ddx(op); }
 bool has_beta(Op op) { return op == Op::batch_norm || op == Op::batch_norm_inference || op == Op::normalize; }
 bool has_mean(Op op) { return op != Op::batch_norm && op != Op::moments; }
-bool has_inv_std(Op op) { return op == Op::batch_norm_backward || op == Op::input_grad; }
+bool has_inv_std(Op op) { return op == Op::batch_norm_backward || op == Op::input_grad || has_directions(op); }
 bool has_var(Op op) { return op == Op::batch_norm_inference || op == Op::batch_norm_inference_backward; }
 bool has_m2(Op op) { return op == Op::normalize; }
 bool has_count(Op op) { return op == Op::normalize || op == Op::input_grad; }
 bool has_sums(Op op) { return op == Op::input_grad; }
 bool has_eps(Op op) { return has_var(op) || op == Op::batch_norm || op == Op::normalize; }
-bool has_results(Op op) { return op != Op::batch_norm_inference; }
-bool trains(Op op) { return op == Op::batch_norm || op == Op::batch_norm_backward; }
+bool has_results(Op op) { return op != Op::batch_norm_inference && !is_jvp(op); }
+bool has_several_results(Op op) { return has_results(op) && !has_ddx(op); }
+bool trains(Op op) { return op == Op::batch_norm || op == Op::batch_norm_backward || has_directions(op); }
 
 const char* first_result(Op op) {
     if (op == Op::batch_norm || op == Op::normalize || op == Op::moments) return "mean";
@@ -51,6 +55,8 @@ struct BadInput {
 
 char some_bytes[64];
 const double some_doubles[] = {-2, 0, 1, 1, 1, 1};
+const View some_view = view(some_doubles, {6});
+const MutView some_target{};
 
 View with_data(View v, const void* data) {
     v.data = data;
@@ -89,13 +95,13 @@ const std::vector<BadInput> bad_inputs = {
     {"x has the impossible shape", any, [](Call& c) { c.x.shape[0] = c.x.shape[2] = int64_t{1} << 32; }},
     {"x of shape (1, 3, 1)", trains,
      [](Call& c) {
-         for (int64_t* shape : {c.x.shape, c.dy.shape, c.out.shape}) shape[0] = shape[2] = 1;
+         for (int64_t* shape : {c.x.shape, c.dy.shape, c.ddx.shape, c.out.shape, c.ddy.shape}) shape[0] = shape[2] = 1;
      },
      "variance"},
     {"x of shape (4, 3, 5)", trains,
      [](Call& c) {
          c.axes = {0, 1, 2};
-         c.gamma.rank = c.beta.rank = c.mean.rank = c.inv_std.rank = 0;
+         c.gamma.rank = c.beta.rank = c.mean.rank = c.inv_std.rank = c.tgamma.rank = c.tbeta.rank = 0;
      },
      "at least 2"},
 
@@ -105,6 +111,36 @@ const std::vector<BadInput> bad_inputs = {
     {"dy has shape (4, 3)", has_dy, [](Call& c) { c.dy.rank = 2; }, "(4, 3, 5)"},
     {"dy has 9 axes", has_dy, [](Call& c) { c.dy.rank = 9; }},
     {"dy has no data", has_dy, [](Call& c) { c.dy.data = nullptr; }},
+
+    {"tx is float64", is_jvp, [](Call& c) { c.dy.dtype = DType::f64; }, "float32", Code::invalid_type},
+    {"tx has shape (4, 3, 4)", is_jvp, [](Call& c) { c.dy.shape[2] = 4; }, "(4, 3, 5)"},
+    {"tx has no data", is_jvp, [](Call& c) { c.dy.data = nullptr; }},
+    {"ddx is float64", has_ddx, [](Call& c) { c.ddx.dtype = DType::f64; }, "float32", Code::invalid_type},
+    {"ddx has shape (4, 3, 4)", has_ddx, [](Call& c) { c.ddx.shape[2] = 4; }, "(4, 3, 5)"},
+    {"ddx has 9 axes", has_ddx, [](Call& c) { c.ddx.rank = 9; }},
+    {"ddx has no data", has_ddx, [](Call& c) { c.ddx.data = nullptr; }},
+    {"tgamma has shape (4,)", is_jvp, [](Call& c) { c.tgamma = of_shape(c.tgamma, {4}); }, "(3,)"},
+    {"tbeta has shape (4,)", is_jvp, [](Call& c) { c.tbeta = of_shape(c.tbeta, {4}); }, "(3,)"},
+    {"ddgamma has shape (4,)", has_ddx, [](Call& c) { c.tgamma = of_shape(c.tgamma, {4}); }, "(3,)"},
+    {"ddbeta has shape (4,)", has_ddx, [](Call& c) { c.tbeta = of_shape(c.tbeta, {4}); }, "(3,)"},
+    {"dx is float64", has_ddx, [](Call& c) { c.out.dtype = DType::f64; }, "float32", Code::invalid_type},
+    {"dx has shape (4, 4, 5)", has_ddx, [](Call& c) { c.out.shape[1] = 4; }, "(4, 3, 5)"},
+    {"ddy has shape (4, 4, 5)", has_ddx, [](Call& c) { c.ddy.shape[1] = 4; }, "(4, 3, 5)"},
+    {"ddy has no data", has_ddx, [](Call& c) { c.ddy.data = nullptr; }},
+    {"dx has elements that share memory", has_ddx, [](Call& c) { c.out.stride[0] = 0; }, "0 stride"},
+    {"ddy has elements that share memory", has_ddx, [](Call& c) { c.ddy.stride[2] = 2; }},
+    {"the outputs ddy and dx overlap", has_ddx, [](Call& c) { c.ddy = c.out; }},
+    {"the outputs dx and dgamma overlap", has_ddx,
+     [](Call& c) { c.result[0].data = static_cast<char*>(c.out.data) + 8; }},
+    {"dx overlaps ddgamma", has_ddx, [](Call& c) { c.tgamma = view(static_cast<const float*>(c.out.data) + 1, {3}); }},
+    {"ddy overlaps saved.mean", has_ddx,
+     [](Call& c) { c.mean = view(static_cast<const float*>(c.ddy.data) + 1, {3}); }},
+    {"dgamma overlaps gamma", has_ddx, [](Call& c) { c.gamma = c.result[0]; }, "still needed"},
+    {"weights is not taken", has_directions, [](Call& c) { c.options.weights = &some_view; }},
+    {"activation is not taken", has_directions, [](Call& c) { c.options.activation = batchnorm::Activation::relu; }},
+    {"residual is not taken", has_directions, [](Call& c) { c.options.residual = &some_view; }},
+    {"dresidual is not taken", has_directions, [](Call& c) { c.options.dresidual = &some_target; }},
+    {"activation_output is not taken", has_directions, [](Call& c) { c.options.activation_output = &some_view; }},
 
     {"out is float64", has_out, [](Call& c) { c.out.dtype = DType::f64; }, "float32", Code::invalid_type},
     {"out is bfloat16", has_out, [](Call& c) { c.out.dtype = DType::bf16; }, "float32", Code::invalid_type},
@@ -313,7 +349,7 @@ void parameters_overlapping_out() {
     for (const auto& [argument, has] :
          std::vector<std::pair<std::string, bool (*)(Op)>>{{"gamma", has_gamma}, {"beta", has_beta}})
         for (const Op op : all_ops) {
-            if (!has(op)) continue;
+            if (!has(op) || !has_out(op)) continue;
             Example e = example();
             Call call = e.call();
             batchnorm::Param& param = argument == "gamma" ? call.gamma : call.beta;
@@ -325,7 +361,7 @@ void parameters_overlapping_out() {
 // Two results in one place.
 void outputs_overlapping_each_other() {
     for (const Op op : all_ops) {
-        if (!has_results(op)) continue;
+        if (!has_several_results(op)) continue;
         Example e = example();
         Call call = e.call();
         call.result[1] = call.result[0];
@@ -342,8 +378,8 @@ void empty_arrays() {
                 context = std::string(name(op)) + " of " + text(shape);
                 Call call = e.call();
                 e.count.set(0, 4);
-                call.x.data = call.dy.data = nullptr;
-                call.out.data = nullptr;
+                call.x.data = call.dy.data = call.ddx.data = nullptr;
+                call.out.data = call.ddy.data = nullptr;
                 const Status status = run(op, call);
                 CHECK_DETAIL(status.ok(), status.message);
                 std::size_t bytes = 1;
@@ -353,6 +389,7 @@ void empty_arrays() {
                         CHECK(e.result[0].get(k) == 0);
                         CHECK(e.result[1].get(k) == 0);
                     }
+                for (std::size_t k = 0; k < e.result[0].size() && has_ddx(op); ++k) CHECK(e.result[0].get(k) == 0);
             }
 }
 
@@ -384,9 +421,45 @@ void impossible_sizes() {
     CHECK(std::string(status.message).find("moments: x has the impossible shape (2, 2305843009213693952)") == 0);
 }
 
+// Outputs of the double backward over its inputs: what is read last must not be written first.
+void double_backward_in_place() {
+    const Op op = Op::batch_norm_double_backward;
+    Example expected = example();
+    context = "expected";
+    CHECK(run(op, expected.call()).ok());
+    const int inputs = 3, none = inputs;
+    for (int ddy = 0; ddy <= none; ++ddy)
+        for (int dx = 0; dx <= none; ++dx) {
+            if (ddy == dx && dx != none) continue;  // refused: the outputs overlap
+            Example e = example();
+            Tensor* const input[] = {&e.x, &e.dy, &e.ddx, nullptr};
+            Call call = e.call();
+            if (ddy != none) call.ddy = input[ddy]->mut();
+            if (dx != none) call.out = input[dx]->mut();
+            const Tensor& to_dy = ddy == none ? e.ddy : *input[ddy];
+            const Tensor& to_x = dx == none ? e.out : *input[dx];
+            context = "ddy over " + std::to_string(ddy) + ", dx over " + std::to_string(dx);
+            const std::vector<unsigned char> before[] = {e.x.bytes(), e.dy.bytes(), e.ddx.bytes()};
+            const Status status = run(op, call);
+            const bool possible = ddy == none || dx == none || dx == 1;
+            CHECK_DETAIL(status.ok() == possible, status.message);
+            if (possible) {
+                CHECK(to_dy.values() == expected.ddy.values());
+                CHECK(to_x.values() == expected.out.values());
+            } else {
+                const std::string message = status.message;
+                CHECK_DETAIL(message.find("ddy overlaps ") != std::string::npos, message);
+                CHECK_DETAIL(message.find("still needed for dx") != std::string::npos, message);
+                CHECK(e.untouched());
+                for (int i = 0; i < inputs; ++i) CHECK(input[i]->bytes() == before[i]);
+            }
+        }
+}
+
 }  // namespace
 
 int main() {
+    double_backward_in_place();
     good_input_is_accepted();
     bad_arguments();
     bad_results();

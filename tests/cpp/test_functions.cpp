@@ -38,21 +38,25 @@ void check_functions(const Setup& setup, Given params) {
     Call call = e.call();
     const double u = reference::unit_roundoff(setup.dtype);
 
-    Values gamma = e.gamma.values(), beta = e.beta.values();
+    Values gamma = e.gamma.values(), beta = e.beta.values(), tgamma = e.tgamma.values(), tbeta = e.tbeta.values();
     const Tensor two = Tensor(DType::f32, {}).fill({2}), three = Tensor(DType::f64, {}).fill({3});
     if (params == Given::neither || params == Given::beta_only) {
-        call.gamma = {};
+        call.gamma = call.tgamma = {};
         gamma.assign(gamma.size(), 1);
+        tgamma.assign(gamma.size(), 0);
     }
     if (params == Given::neither || params == Given::gamma_only) {
-        call.beta = {};
+        call.beta = call.tbeta = {};
         beta.assign(beta.size(), 0);
+        tbeta.assign(beta.size(), 0);
     }
     if (params == Given::scalars) {
-        call.gamma = two.view();
-        call.beta = three.view();
+        call.gamma = call.tbeta = two.view();
+        call.beta = call.tgamma = three.view();
         gamma.assign(gamma.size(), 2);
         beta.assign(beta.size(), 3);
+        tgamma.assign(gamma.size(), 3);
+        tbeta.assign(beta.size(), 2);
     }
 
     const Values x = e.x.values(), dy = e.dy.values();
@@ -83,6 +87,18 @@ void check_functions(const Setup& setup, Given params) {
         check_forward(true);
         run_and_check_status(Op::batch_norm_backward, e, call);
         check_backward(dx);
+
+        const Values &mean = s.mean.value, &inv_std = s.inv_std.value, ddx = e.ddx.values();
+        run_and_check_status(Op::batch_norm_jvp, e, call);
+        check_close("ty", e.out, reference::jvp(e.problem, dy, x, mean, inv_std, e.sums, gamma, tgamma, tbeta, u));
+        run_and_check_status(Op::batch_norm_double_backward, e, call);
+        const reference::GradSums v_sums =
+            reference::grad_sums(e.problem, ddx, x, mean, Example::sum_error(setup.dtype));
+        check_close("ddy", e.ddy, reference::jvp(e.problem, ddx, x, mean, inv_std, v_sums, gamma, tgamma, tbeta, u));
+        const reference::DoubleGrads grads = reference::double_backward(
+            e.problem, ddx, dy, x, mean, inv_std, e.sums, v_sums, gamma, tgamma, u, Example::sum_error(setup.dtype));
+        check_close("double backward's dx", e.out, grads.dx);
+        check_close("double backward's dgamma", e.result[0], grads.dgamma);
     }
     run_and_check_status(Op::normalize, e, call);
     check_forward(true);

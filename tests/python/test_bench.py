@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 
 import cpp_build
@@ -11,8 +12,8 @@ import pytest
 from child import run_python
 
 import batchnorm as bn
-from batchnorm.bench import arrays, check, goals, measure, ours, report
-from batchnorm.bench.cases import CASES, DTYPES, LAYOUTS, TASKS, Settings, chosen_cases, jobs
+from batchnorm.bench import arrays, check, goals, measure, ours, report, variants
+from batchnorm.bench.cases import CASES, DTYPES, LAYOUTS, TASKS, Job, Settings, chosen_cases, jobs
 from batchnorm.bench.copies import Copies
 
 ALL = Settings(
@@ -77,6 +78,20 @@ def test_filters():
         (task, threads) for task in few.tasks for threads in (1, 2)
     ]
     assert {job.task for job in jobs(few, "fresh")} == {"backward"}
+
+
+def test_variants_are_of_resnet_unless_others_are_asked_for():
+    everything = list(variants.variant_jobs(ALL))
+    assert len({job.case.shape for job in everything}) == 9
+    assert all(job.case.n == 32 and "ResNet-50" in job.case.networks for job in everything)
+    assert len(everything) == 9 * len(LAYOUTS) * len(TASKS)
+    assert {(job.dtype, job.threads) for job in everything} == {("float32", 2)}
+    quick = dataclasses.replace(ALL, quick=True)
+    assert {job.case for job in variants.variant_jobs(quick)} == set(chosen_cases(quick))
+    one = dataclasses.replace(ALL, case=("32x16",), tasks=("inference",))
+    assert [(job.case.shape, job.layout, job.task) for job in variants.variant_jobs(one)] == [
+        ("32x16", "last", "inference")
+    ]
 
 
 def test_goals_are_at_or_above_the_floor():
@@ -173,6 +188,42 @@ def test_summary_of_small_tensors():
     assert " 2.00  (PyTorch 20.0)" in text
 
 
+def variant(**changes):
+    base = {
+        "case": "32x64x112x112", "layout": "first", "task": "forward", "threads": 2, "bytes": 10**8, "large": True,
+        "others": 0.0, "seconds": {"plain": [0.001, 0.002, 0.009]},
+        "ratios": {
+            "residual + relu / plain": [1.4, 1.5, 1.7], "residual + relu / PyTorch": [0.5, 0.6, 0.7],
+            "groups of 8 / plain": [1.0, 1.1, 1.2],
+        },
+    }  # fmt: skip
+    return base | changes
+
+
+def test_summary_of_variants():
+    faster = variant(ratios={"residual + relu / plain": [1.2, 1.3, 1.4]})
+    halves = variant(task="backward", layout="last", ratios={"bfloat16 / plain": [0.6, 0.7, 0.8]})
+    small = variant(large=False, ratios={"residual + relu / plain": [1.0, 9.0, 9.0]})
+    found = {"rows": [], "steps": [], "notes": [], "variants": [small, variant(), halves, faster]}
+    beyond, within = report.summary(found).split("within")
+    assert "1.40  (goal 1.60: reached; 2 cases from 1.30 to 1.50)" in beyond
+    assert "0.60  (goal 0.50: MISSED; 1 cases" in beyond
+    assert "0.70  (goal 0.60: MISSED; 1 cases" in beyond
+    assert "1.10  (1 cases" in beyond
+    assert "9.00  (1 cases" in within
+    assert "goal" not in within
+    assert goals.variant_goal("forward", "residual + relu / plain", "last") is None
+    assert goals.variant_goal("backward", "relu / plain", "last") == 1.15
+
+
+def test_lines_of_variants():
+    first, *others = report.variant_lines(variant(others=0.5)).splitlines()
+    assert "plain    2.000 ms  others: 0.5 processors" in first
+    assert len(others) == 3
+    assert "residual + relu / plain" in others[0]
+    assert "1.50 (1.40-1.70)" in others[0]
+
+
 def test_table():
     table = report.Table()
     first, second = table.line(row()), table.line(row(pages="fresh", others=0.5))
@@ -212,6 +263,8 @@ def test_arrays_lie_apart_modulo_a_page():
     places = sorted(array.ctypes.data % 4096 for array in (memory.x, memory.dy, memory.out))
     assert all(place % 64 == 0 for place in places)
     assert min(b - a for a, b in zip(places, [*places[1:], places[0] + 4096], strict=True)) >= 1024
+    places = sorted([*places, *arrays.BETWEEN])
+    assert min(b - a for a, b in zip(places, [*places[1:], places[0] + 4096], strict=True)) >= 640
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -232,6 +285,31 @@ def test_checks_find_what_is_wrong(task, layout, dtype):
                 check.check_against(problem, "another", results | {name: wrong}, results)
     with pytest.raises(ArithmeticError):
         check.check_against(problem, "another", {}, results)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("task", TASKS)
+def test_checks_of_variants_find_what_is_wrong(task, layout):
+    job = Job(case("16x64x28x28"), "float32", layout, task, 1)
+    given = variants._problem(job, variants._Memory(job.case, []))
+    calls = variants._variants(given, task)
+    fused = variants._checked_variants(given, task, calls)
+    assert set(fused) == ({"dx", "dgamma", "dbeta", "dresidual"} if task == "backward" else {"y"})
+    channels = list(range(job.case.c))
+    expected = variants._expected(given, task, channels)
+    for name, call in calls.items():
+        results = {part: array.copy() for part, array in variants._results(call).items()}
+        for part, array in results.items():
+            with_nan = array.copy()
+            with_nan.flat[-1] = np.nan
+            for wrong in (array * np.float32(1.001), with_nan):
+                with pytest.raises(ArithmeticError, match=re.escape(f"{name}'s {part}")):
+                    variants._check(given, name, results | {part: wrong}, expected[name], channels)
+    # Each does something of its own: another one's results would be found.
+    for name, other in zip(calls, [*list(calls)[1:], "plain"], strict=True):
+        if {name, other} != {"relu", "relu + dresidual"}:
+            with pytest.raises(ArithmeticError):
+                variants._check(given, name, variants._results(calls[other]), expected[name], channels)
 
 
 def test_a_large_tensor_is_checked_in_some_channels():
@@ -312,6 +390,11 @@ def test_missing_peers_are_skipped(tmp_path):
     done = bench("--step", "--case=32x512x7x7", PYTHONPATH=str(hidden))
     assert done.returncode == 0, done.stderr
     assert "--step compares with PyTorch: no torch here" in done.stdout
+    (hidden / "ml_dtypes.py").write_text("raise ImportError('no ml_dtypes here')")
+    done = bench("--variants", "--case=32x16", "--task=inference", "--runs=1", PYTHONPATH=str(hidden))
+    assert done.returncode == 0, done.stderr
+    assert "pytorch is skipped: no torch here" in done.stdout
+    assert "bfloat16 is skipped: no ml_dtypes here" in done.stdout
 
 
 def test_a_failure_keeps_what_was_measured(tmp_path):
@@ -334,6 +417,75 @@ def test_step(tmp_path):
     assert "training step without out=" in printed
 
 
+@pytest.fixture(scope="module")
+def found_variants(tmp_path_factory):
+    """Of one small case, with every library that there is, and what was printed."""
+    return measured(tmp_path_factory.mktemp("variants"), "--variants", "--case=2x8x8x8", "--runs=2")
+
+
+VARIANTS = {
+    "forward": {"relu", "residual + relu", "weights", "groups of 8"},
+    "inference": {"residual + relu"},
+    "backward": {"relu", "relu + dresidual", "from the output"},
+}
+
+
+def test_variants(found_variants):
+    found, printed = found_variants
+    assert [(row["layout"], row["task"]) for row in found["variants"]] == [(a, b) for a in LAYOUTS for b in TASKS]
+    assert (found["rows"], found["steps"]) == ([], [])
+    for row in found["variants"]:
+        ours = VARIANTS[row["task"]]
+        assert set(row["ratios"]) >= {f"{name} / plain" for name in ours}
+        assert set(row["seconds"]) - {"PyTorch", "float16", "bfloat16"} == {"plain", *ours}
+        assert all(len(times) == 2 and min(times) > 0 for times in row["seconds"].values())
+        assert all(low <= middle <= high for low, middle, high in row["ratios"].values())
+        assert (row["case"], row["threads"], row["bytes"], row["large"]) == ("2x8x8x8", 2, 4096, False)
+    assert "tensors within the last-level cache" in printed
+    assert "not timed" not in printed
+
+
+def test_variants_beside_pytorch(found_variants):
+    pytest.importorskip("torch")
+    found, _ = found_variants
+    fused = {"forward": "residual + relu", "inference": "residual + relu", "backward": "relu + dresidual"}
+    assert all(f"{fused[row['task']]} / PyTorch" in row["ratios"] for row in found["variants"])
+
+
+def needs_half(dtype):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    try:
+        bn.moments(np.zeros((2, 1), dtype))
+    except TypeError as error:
+        pytest.skip(f"this build has no {dtype}: {error}")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("task", TASKS)
+def test_checks_of_16_bits_find_what_is_wrong(task, dtype):
+    needs_half(dtype)
+    problem = dataclasses.replace(small_problem(dtype=dtype), gamma=np.float32([2] * 8), beta=np.float32([1] * 8))
+    channels = check.checked_channels(problem)
+    expected = check.reference(problem, task, channels)
+    results = variants._results(variants._plain(problem, task))
+    assert all(array.dtype.name == (dtype if array.ndim == 4 else "float32") for array in results.values())
+    variants._check(problem, dtype, results, expected, channels)
+    for part, array in results.items():
+        with_nan = array.copy()
+        with_nan.flat[-1] = np.nan
+        for wrong in ((array.astype(np.float32) * np.float32(1.02)).astype(array.dtype), with_nan):
+            with pytest.raises(ArithmeticError, match=part):
+                variants._check(problem, dtype, results | {part: wrong}, expected, channels)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_variants_of_16_bits(found_variants, dtype):
+    needs_half(dtype)
+    found, _ = found_variants
+    assert all(f"{dtype} / plain" in row["ratios"] for row in found["variants"])
+
+
 def test_earlier_results_and_their_picture(tmp_path):
     earlier = tmp_path / "earlier.json"
     machine = {"processor": "some", "instruction set": "avx2", "versions": {"batchnorm": "1", "PyTorch": "2"}}
@@ -343,10 +495,12 @@ def test_earlier_results_and_their_picture(tmp_path):
         for layout in LAYOUTS
         for shape, count in (("1x2x3", 10**8), ("4x5x6", 10**4))
     ]
-    earlier.write_text(json.dumps({"machine": machine, "notes": [], "rows": rows, "steps": [], "settings": {}}))
+    found = {"machine": machine, "notes": [], "rows": rows, "steps": [], "variants": [variant()], "settings": {}}
+    earlier.write_text(json.dumps(found))
     drawing = tmp_path / "drawing.png"
     done = bench(f"--from={earlier}", f"--png={drawing}", MPLCONFIGDIR=str(tmp_path))
     assert done.stdout.count("4x5x6") >= len(TASKS) * len(LAYOUTS)
+    assert "groups of 8 / plain" in done.stdout
     if importlib.util.find_spec("matplotlib") is None:
         assert done.returncode == 1
         pytest.skip("the picture needs matplotlib")
@@ -361,6 +515,7 @@ def test_wrong_options_say_what_is_wrong():
     assert "no case matches" in nothing.stdout
     assert "unknown peers tensorflow" in bench("--peers=tensorflow").stderr
     assert "must be at least 1" in bench("--threads=0").stderr
+    assert "not allowed with argument" in bench("--step", "--variants").stderr
 
 
 def test_kernels_alone(tmp_path_factory):

@@ -70,6 +70,18 @@ inline void batch_norm_backward_from_output(const View& dy, const View& y, const
     check(core::batch_norm_backward_from_output(dy, y, axes, saved, gamma, beta, dx, dgamma, dbeta, options));
 }
 
+inline void batch_norm_jvp(const View& tx, const View& x, const Axes& axes, const Stats& saved, const Param& gamma,
+                           const Param& tgamma, const Param& tbeta, const MutView& out, const Options& options = {}) {
+    check(core::batch_norm_jvp(tx, x, axes, saved, gamma, tgamma, tbeta, out, options));
+}
+
+inline void batch_norm_double_backward(const View& ddx, const View& dy, const View& x, const Axes& axes,
+                                       const Stats& saved, const Param& gamma, const Param& ddgamma,
+                                       const Param& ddbeta, const MutView& ddy, const MutView& dx,
+                                       const MutParam& dgamma, const Options& options = {}) {
+    check(core::batch_norm_double_backward(ddx, dy, x, axes, saved, gamma, ddgamma, ddbeta, ddy, dx, dgamma, options));
+}
+
 inline void moments(const View& x, const Axes& axes, const MutMoments& out, const Options& options = {}) {
     check(core::moments(x, axes, out, options));
 }

@@ -245,6 +245,8 @@ enum class Op : std::uint8_t {
     grad_sums,
     input_grad,
     batch_norm_backward_from_output,
+    batch_norm_jvp,
+    batch_norm_double_backward,
 };
 
 namespace core {
@@ -291,6 +293,34 @@ BATCHNORM_API Status batch_norm_backward_from_output(const View& dy, const View&
                                                      const Stats& saved, const Param& gamma, const Param& beta,
                                                      const MutView& dx, const MutParam& dgamma, const MutParam& dbeta,
                                                      const Options& options = {}) noexcept;
+
+// Forward-mode derivative of batch_norm: how y changes as x, gamma and beta go in the direction (tx, tgamma, tbeta).
+// With xhat = (x - mean) * inv_std,
+//
+//     ty = gamma * inv_std * (tx - mean(tx) - xhat * mean(tx * xhat)) + tgamma * xhat + tbeta
+//
+// An absent tgamma or tbeta is 0. out may be tx or x itself. saved is what batch_norm(x) left. Takes group_size.
+BATCHNORM_API Status batch_norm_jvp(const View& tx, const View& x, const Axes& axes, const Stats& saved,
+                                    const Param& gamma, const Param& tgamma, const Param& tbeta, const MutView& out,
+                                    const Options& options = {}) noexcept;
+
+// Gradients of batch_norm_backward, which took dy, x and gamma to dx, dgamma and dbeta: those, with respect to dy, x
+// and gamma, of a loss whose gradients with respect to dx, dgamma and dbeta are ddx, ddgamma and ddbeta. With the means
+// over each statistic's values p = mean(ddx * xhat), q = mean(dy * xhat), k = mean((ddx - mean(ddx)) * dy) - p * q, and
+// M of them,
+//
+//     ddy     = gamma * inv_std * (ddx - mean(ddx) - xhat * p) + ddgamma * xhat + ddbeta
+//     dx      = gamma * inv_std^2 * (xhat * (2 * p * q - k) - q * (ddx - mean(ddx)) - p * (dy - mean(dy)))
+//               + ddgamma * inv_std * (dy - mean(dy) - xhat * q)
+//     dgamma  = M * inv_std * k
+//
+// ddy is batch_norm_jvp's ty of (ddx, ddgamma, ddbeta), to the bit. An absent ddgamma or ddbeta is 0; dgamma is written
+// unless absent. Each of ddy and dx may be one of ddx, dy and x themselves; both of them, if dx is dy. Takes
+// group_size.
+BATCHNORM_API Status batch_norm_double_backward(const View& ddx, const View& dy, const View& x, const Axes& axes,
+                                                const Stats& saved, const Param& gamma, const Param& ddgamma,
+                                                const Param& ddbeta, const MutView& ddy, const MutView& dx,
+                                                const MutParam& dgamma, const Options& options = {}) noexcept;
 
 // The two halves of batch_norm, for statistics that come from more than one tensor. Fused and split calls on the
 // same tensor give the same bits. moments takes weights and group_size, normalize activation, residual, group_size and,

@@ -1,9 +1,9 @@
 // input_grad: dx = a * (dy - dy_hi) + b * xhat + c with xhat = (x - hi) * inv_std; full: dy comes through an
 // activation, elements have weights, and a further tensor is added.
 //
-// Both means come as hi + lo, the parts hi of the arithmetic's type, the parts lo folded into c: what is subtracted
-// from dy and x is then exact near their means. xhat comes first and b after, because b * inv_std underflows for values
-// near 1e30.
+// All means come as hi + lo, the parts hi of the arithmetic's type, the parts lo folded into c: what is subtracted
+// from dy, x and v is then exact near their means. xhat comes first and b after, because b * inv_std underflows for
+// values near 1e30.
 #pragma once
 
 #include "epilogue-inl.hpp"
@@ -63,7 +63,7 @@ class InputGradient {
             if constexpr (flavour != Flavour::full) return;
             if (args.y) y = row_at<T>(args.y, args.y_stride, row) + begin;
             if (args.v) v = row_at<T>(args.v, args.v_stride, row) + begin;
-            if (args.weights) weights = row_at<A>(args.weights, args.weights_stride, row) + begin;
+            if (args.weights) weights = row_at<A>(args.weights, args.weights_stride, row) + (args.uniform ? 0 : begin);
             if (args.mask) mask = args.mask + args.mask_stride * row;
             if (!args.dresidual) return;
             // Vectors are aligned for dx, and for another row only if that lies alike.
@@ -83,7 +83,7 @@ class InputGradient {
         template <class... Left>
         void weigh(Vec<A>& dy_hi, Vec<A>& rest, int64_t i, Left... left) const {
             if (flavour != Flavour::full || !weights) return;
-            const Vec<A> w = load(weights + i, left...);
+            const Vec<A> w = args.uniform ? Vec<A>::all(*weights) : load(weights + i, left...);
             dy_hi = w * dy_hi;
             rest = select(not_zero(w), w * rest, Vec<A>::all(0));
         }
@@ -91,7 +91,8 @@ class InputGradient {
         template <class... Left>
         void add(Vec<A>& rest, int64_t i, int64_t channel, Left... left) const {
             if (flavour != Flavour::full || !v) return;
-            rest = fma(PerChannel<A, pattern>(args.d).at(channel, left...), load(v + i, left...), rest);
+            const Vec<A> difference = load(v + i, left...) - PerChannel<A, pattern>(args.v_hi).at(channel, left...);
+            rest = fma(PerChannel<A, pattern>(args.d).at(channel, left...), difference, rest);
         }
     };
 

@@ -94,6 +94,7 @@ struct RowWeightedMomentsArgs {
     std::int64_t x_stride;
     const void* weights;
     std::int64_t weights_stride;
+    bool uniform;  // one weight for each row
     std::int64_t rows, n;
     const void* pivot;
     double *sum_w, *sum, *sum_sq;  // += w, w * (x - pivot), w * (x - pivot)^2
@@ -101,7 +102,8 @@ struct RowWeightedMomentsArgs {
 
 struct LaneWeightedMomentsArgs {
     const void *const *x, *const *weights;
-    std::int64_t rows, n;
+    bool uniform;
+    std::int64_t rows, n, listed;
     const void* pivot;
     double *sum_w, *sum, *sum_sq;
 };
@@ -129,7 +131,7 @@ struct NormalizeArgs {
 };
 
 // dx = a * (dy - dy_hi) + b * xhat + c   with   xhat = (x - hi) * inv_std, and full, with weights w:
-// dx = a * (dy - w * dy_hi) + w * (b * xhat + c) + d * v
+// dx = a * (dy - w * dy_hi) + w * (b * xhat + c) + d * (v - v_hi)
 struct InputGradArgs {
     const void* dy;
     std::int64_t dy_stride;
@@ -149,9 +151,10 @@ struct InputGradArgs {
     std::int64_t mask_stride = 0;
     const void* weights = nullptr;  // null: 1
     std::int64_t weights_stride = 0;
+    bool uniform = false;  // one weight for each row
     const void* v = nullptr;
     std::int64_t v_stride = 0;
-    const void* d = nullptr;
+    const void *d = nullptr, *v_hi = nullptr;
     void* dresidual = nullptr;  // where dy goes that the activation let through
     std::int64_t dresidual_stride = 0;
 };

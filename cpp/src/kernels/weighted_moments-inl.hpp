@@ -8,47 +8,97 @@ namespace {
 using batchnorm::kernels::LaneWeightedMomentsArgs;
 using batchnorm::kernels::RowWeightedMomentsArgs;
 
-// The sums of a vector of accumulators.
 struct WeightedSums {
-    double *sum_w, *sum, *sum_sq;
+    Vec<double> w, sum, sum_sq;
 
     // Elements of weight 0 are left out by selection: x may be NaN there.
-    template <class T, class A, class... Left>
-    [[gnu::always_inline]] void add(const T* x, const A* weights, Vec<double> pivot, Left... left) const {
-        const Vec<double> w = widen(weights, left...);
-        const Vec<double> difference = select(not_zero(w), widen(x, left...) - pivot, Vec<double>::all(0));
-        const Vec<double> weighted = w * difference;
-        (Vec<double>::load(sum_w, left...) + w).store(sum_w, left...);
-        (Vec<double>::load(sum, left...) + weighted).store(sum, left...);
-        fma(weighted, difference, Vec<double>::load(sum_sq, left...)).store(sum_sq, left...);
+    void add(Vec<double> weight, Vec<double> difference) {
+        difference = select(not_zero(weight), difference, Vec<double>::all(0));
+        const Vec<double> weighted = weight * difference;
+        w = w + weight;
+        sum = sum + weighted;
+        sum_sq = fma(weighted, difference, sum_sq);
     }
 };
 
+// Where the sums are in memory.
+struct WeightedSumsAt {
+    double *w, *sum, *sum_sq;
+
+    template <class... Left>
+    WeightedSums load(int64_t i, Left... left) const {
+        return {Vec<double>::load(w + i, left...), Vec<double>::load(sum + i, left...),
+                Vec<double>::load(sum_sq + i, left...)};
+    }
+    template <class... Left>
+    void store(const WeightedSums& sums, int64_t i, Left... left) const {
+        sums.w.store(w + i, left...);
+        sums.sum.store(sum + i, left...);
+        sums.sum_sq.store(sum_sq + i, left...);
+    }
+};
+
+// The weights of the i-th elements on of a row; 0 past the trailing ones.
+template <class A, class... Left>
+Vec<double> weights_at(const A* weights, bool uniform, int64_t i, Left... left) {
+    if (!uniform) return widen(weights + i, left...);
+    const Vec<double> w = Vec<double>::all(static_cast<double>(*weights));
+    if constexpr (sizeof...(left) == 0)
+        return w;
+    else
+        return w.first(left...);
+}
+
 template <class T>
 void weighted_moments_row(const RowWeightedMomentsArgs& args) noexcept {
-    constexpr int width = Vec<double>::width, chains = batchnorm::kernels::row_accumulators / width;
+    constexpr int width = Vec<double>::width, chains = 4;  // as in RowOfSums
     const Vec<double> pivot = Vec<double>::all(static_cast<double>(scalar<Arithmetic<T>>(args.pivot)));
+    const WeightedSumsAt at = {args.sum_w, args.sum, args.sum_sq};
+    WeightedSums sums[chains];
+    for (int k = 0; k < chains; ++k) sums[k] = at.load(k * width);
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* x = row_at<T>(args.x, args.x_stride, row);
         const auto* weights = row_at<Arithmetic<T>>(args.weights, args.weights_stride, row);
-        for_each_vector<width>(args.n, [&](int64_t i, auto... left) __attribute__((always_inline)) {
-            const int64_t k = i / width % chains * width;
-            WeightedSums{args.sum_w + k, args.sum + k, args.sum_sq + k}.add(x + i, weights + i, pivot, left...);
-        });
+        int64_t i = 0;
+        for (; i + chains * width <= args.n; i += chains * width) {
+            for (int k = 0; k < chains; ++k)
+                sums[k].add(weights_at(weights, args.uniform, i + k * width), widen(x + i + k * width) - pivot);
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < chains; ++k) {
+            const int64_t j = i + k * width, left = args.n - j;
+            if (left >= width)
+                sums[k].add(weights_at(weights, args.uniform, j), widen(x + j) - pivot);
+            else if (left > 0)
+                sums[k].add(weights_at(weights, args.uniform, j, static_cast<int>(left)),
+                            widen(x + j, static_cast<int>(left)) - pivot);
+        }
     }
+    for (int k = 0; k < chains; ++k) at.store(sums[k], k * width);
 }
 
 template <class T>
 void weighted_moments_lane(const LaneWeightedMomentsArgs& args) noexcept {
+    constexpr int block = 8, width = Vec<double>::width;
     const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
-    for (int64_t row = 0; row < args.rows; ++row) {
-        const T* x = static_cast<const T*>(args.x[row]);
-        const auto* weights = static_cast<const Arithmetic<T>*>(args.weights[row]);
-        for_each_vector<Vec<double>::width>(args.n, [&](int64_t i, auto... left) __attribute__((always_inline)) {
-            WeightedSums{args.sum_w + i, args.sum + i, args.sum_sq + i}.add(x + i, weights + i,
-                                                                            widen(pivots + i, left...), left...);
+    const WeightedSumsAt at = {args.sum_w, args.sum, args.sum_sq};
+    const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
+    for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
+        RowsAhead ahead(args.x, row, args.listed, row_bytes);
+        for_each_vector<width>(args.n, [&](int64_t i, auto... left) __attribute__((always_inline)) {
+            constexpr int bytes = width * static_cast<int>(sizeof(T));
+            const char* fetched = ahead.take(block * bytes);
+            const Vec<double> pivot = widen(pivots + i, left...);
+            WeightedSums sums = at.load(i, left...);
+            for (int r = 0; r < rows; ++r) {
+                const T* x = static_cast<const T*>(args.x[row + r]) + i;
+                const auto* weights = static_cast<const Arithmetic<T>*>(args.weights[row + r]);
+                prefetch(fetched + r * bytes);
+                sums.add(weights_at(weights, args.uniform, i, left...), widen(x, left...) - pivot);
+            }
+            at.store(sums, i, left...);
         });
-    }
+    });
 }
 
 }  // namespace
