@@ -289,7 +289,7 @@ void check_saved(Validator& valid, const MutView& out, const MutStats& saved, co
 
 // What backward takes from forward.
 void check_statistics(Validator& valid, const Stats& saved, const Options& options, bool normalizes,
-                      bool counts) noexcept {
+                      bool counts = true) noexcept {
     valid.stat("saved.mean", saved.mean, true);
     if (normalizes) valid.stat("saved.inv_std", saved.inv_std, true);
     valid.stat("saved.count", saved.count, options.weights && counts);
@@ -502,7 +502,7 @@ Status core::batch_norm_backward(const View& dy, const View& x, const Axes& axes
     valid.tensor("dy", dy);
     valid.options(options);
     valid.more_options(options, Validator::activation | Validator::dresidual | Validator::weights | Validator::groups);
-    check_statistics(valid, saved, options, true, true);
+    check_statistics(valid, saved, options, true);
     valid.param("gamma", gamma, false);
     valid.training();
     check_grads(valid, dx, dgamma, dbeta, options,
