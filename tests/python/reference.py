@@ -159,10 +159,11 @@ def _backward(dy, x, axis, gamma, eps, weights, through, slope):
     if through is not None:  # two roundings, of the slope and of the product
         dy = np.where(through, dy, slope * dy if slope else 0)
         scaled = box.roundings(2) * np.where(through, 0, np.abs(dy))
-    # Where there is no weight x counts for nothing, whatever it is; its statistics' sums are those of dy.
-    xhat = np.where(box.weighted | (dy != 0), (box.x - mean) * inv_std, 0)
-    dy_mean, dy_xhat = box.share(box.sum(dy)), box.share(box.sum(dy * xhat))
-    xhat = np.where(box.weighted, xhat, 0)
+    # With weights, the sums leave x out where dy is 0, whatever it is, and dx where the weight is 0.
+    raw = (box.x - mean) * inv_std
+    summed = raw if weights is None else np.where(dy != 0, raw, 0)
+    dy_mean, dy_xhat = box.share(box.sum(dy)), box.share(box.sum(dy * summed))
+    xhat = np.where(box.weighted, raw, 0)
     w = box.weights
     first, second = gamma * inv_std * (dy - w * dy_mean), gamma * inv_std * w * xhat * dy_xhat
     # first is rounded 3 times (dy - mean, coefficient, sum) and second 6; the sums behind them have errors of their
@@ -173,13 +174,11 @@ def _backward(dy, x, axis, gamma, eps, weights, through, slope):
         size = np.sqrt(box.mean(dy**2))
     else:
         # The sums run over dy of weight 0 as well; w * the mean of dy and w * the rest are rounded before the sum.
-        all_xhat = np.where(dy != 0, (box.x - mean) * inv_std, 0)
-        size = box.share(box.sum(np.abs(dy)) + box.sum(np.abs(dy * all_xhat)))
+        size = box.share(box.sum(np.abs(dy)) + box.sum(np.abs(dy * summed)))
         error = error + box.roundings(2) * np.abs(gamma) * inv_std * w * (np.abs(dy_mean) + np.abs(dy_xhat))
         error = error + box.statistics * np.abs(first)
     error = error + box.statistics * np.abs(gamma) * inv_std * w * size * condition * (1 + np.abs(xhat))
-    xhat = np.where(dy != 0, (box.x - mean) * inv_std, 0)
-    return Backward(box.stored(first - second, error), *_param_grads(box, dy, xhat, condition))
+    return Backward(box.stored(first - second, error), *_param_grads(box, dy, summed, condition))
 
 
 def through_activation(z, activation, slope, dtype):
