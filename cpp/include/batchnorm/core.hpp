@@ -167,8 +167,8 @@ struct Axes {
 // the groups as a leading axis.
 //
 // mask has a bit for each element, set where the activation let it through: mask_bytes() of them, in x's memory order,
-// each contiguous run of elements padded to whole bytes (where rows of x have gaps between them, in x[:, :, 1:-1, 1:-1],
-// the kept axes follow inside of all others but the rows). It fits tensors of x's shape and strides.
+// each contiguous run of elements padded to whole bytes. Where gaps part the rows of a plane, as in a crop, the kept
+// axes are next to the rows: n, h, c, w for a crop of n, c, h, w. It fits tensors of x's shape and strides.
 struct MutStats {
     MutParam mean, inv_std, var;  // var is biased: divided by M
     MutParam count{};             // M, or W; may be one value, of rank 0, where there are no weights and no groups
