@@ -441,7 +441,15 @@ def placed(like_this, offset):
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((70, 64, 22, 22), 1), ((33000, 67), 1), ((450, 100, 7, 7), 1), ((540, 4099), 1)]
+    ("shape", "axis"),
+    [
+        ((70, 64, 22, 22), 1),
+        ((70, 32, 33, 32), 1),
+        ((33000, 67), 1),
+        ((35000, 64), 1),
+        ((450, 100, 7, 7), 1),
+        ((540, 4099), 1),
+    ],
 )
 def test_outputs_past_the_caches(shape, axis):
     """dx and dresidual of more than 8 MB, however they lie: the bits of their parts, which are none of that."""
@@ -460,7 +468,7 @@ def test_outputs_past_the_caches(shape, axis):
         bn.input_grad(dy[at], x[at], s, sums, gamma, need_dresidual=True)
         for at, (_, s) in zip(parts, pieces, strict=True)
     ]
-    for offsets in ((0, 0), (4, 4), (4, 0), (60, 36), (1, 0), (0, 2)):
+    for offsets in ((0, 0), (4, 4), (4, 0), (0, 4), (60, 36), (1, 0), (0, 2)):
         outs = tuple(placed(x, offset) for offset in offsets)
         for grads in (
             bn.input_grad(dy, x, saved, sums, gamma, need_dresidual=True, out=outs, threads=2),
