@@ -53,7 +53,8 @@ struct Call {
     bool has(Role role) const noexcept { return views[role] != nullptr; }
     // Whether it needs the full flavour of the kernels.
     bool is_full() const noexcept {
-        return epilogue.activates || has(role_residual) || has(role_y) || has(role_v) || has(role_weights);
+        return epilogue.activates || epilogue.zeros_count_nothing || has(role_residual) || has(role_y) || has(role_v) ||
+               has(role_weights);
     }
 };
 
@@ -287,10 +288,11 @@ void check_saved(Validator& valid, const MutView& out, const MutStats& saved, co
 }
 
 // What backward takes from forward.
-void check_statistics(Validator& valid, const Stats& saved, const Options& options, bool normalizes) noexcept {
+void check_statistics(Validator& valid, const Stats& saved, const Options& options, bool normalizes,
+                      bool counts = true) noexcept {
     valid.stat("saved.mean", saved.mean, true);
     if (normalizes) valid.stat("saved.inv_std", saved.inv_std, true);
-    valid.stat("saved.count", saved.count, options.weights && normalizes);
+    valid.stat("saved.count", saved.count, options.weights && counts);
     valid.mask("saved.mask", saved.mask, options);
 }
 
@@ -410,7 +412,7 @@ Status core::normalize(const View& x, const Axes& axes, const Moments& moments, 
     valid.x(x, axes);
     valid.eps(options.eps);
     valid.options(options);
-    valid.more_options(options, Validator::activation | Validator::residual | Validator::groups);
+    valid.more_options(options, Validator::activation | Validator::residual | Validator::weights | Validator::groups);
     valid.stat("mean", moments.mean, true);
     valid.stat("m2", moments.m2, true);
     valid.param_sign("m2", moments.m2, false);
@@ -536,7 +538,7 @@ Status core::batch_norm_backward_from_output(const View& dy, const View& y, cons
                                              const MutParam& dgamma, const MutParam& dbeta,
                                              const Options& options) noexcept {
     Validator valid("batch_norm_backward_from_output");
-    valid.x(y, axes);
+    valid.x(y, axes, "y");
     valid.tensor("dy", dy);
     valid.options(options);
     valid.more_options(options, Validator::activation | Validator::weights | Validator::groups);
@@ -583,7 +585,7 @@ Status core::grad_sums(const View& dy, const View& x, const Axes& axes, const St
     valid.tensor("dy", dy);
     valid.options(options);
     valid.more_options(options, Validator::activation | Validator::weights | Validator::groups);
-    check_statistics(valid, saved, options, false);
+    check_statistics(valid, saved, options, false, !absent(out.count));
     valid.own_stat_output("sum_dy", out.sum_dy);
     valid.own_stat_output("sum_dy_xmu", out.sum_dy_xmu);
     valid.own_stat_output("count", out.count, !options.weights && options.group_size == 0);

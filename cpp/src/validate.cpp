@@ -34,17 +34,18 @@ bool Validator::can_check(const char* name, const View& view, bool has_data, boo
     return ok();
 }
 
-void Validator::x(const View& x, const Axes& axes) noexcept {
+void Validator::x(const View& x, const Axes& axes, const char* name) noexcept {
     x_ = &x;
-    if (!can_check("x", x, true, false)) return;
+    x_name_ = name;
+    if (!can_check(name, x, true, false)) return;
 
     for (int i = 0; i < axes.count; ++i) {
         // A list longer than Axes holds repeats an axis or has one out of range in what it does hold.
         const int axis = i < max_rank ? axes.axis[i] : axes.axis[0];
         const int at = axis < 0 ? axis + x.rank : axis;
         if (at < 0 || at >= x.rank) {
-            status_ = failure(Code::invalid_value, "%s: axis %d is out of range for x of shape %s", function_, axis,
-                              ShapeText(x.shape, x.rank).text);
+            status_ = failure(Code::invalid_value, "%s: axis %d is out of range for %s of shape %s", function_, axis,
+                              name, ShapeText(x.shape, x.rank).text);
             return;
         }
         if (kept_[at]) {
@@ -62,7 +63,7 @@ void Validator::x(const View& x, const Axes& axes) noexcept {
         const bool too_large =
             x.shape[d] > 0 && (__builtin_mul_overflow(elements, x.shape[d], &elements) || elements > most_elements);
         if (x.shape[d] < 0 || too_large) {
-            status_ = failure(Code::invalid_value, "%s: x has the impossible shape %s", function_,
+            status_ = failure(Code::invalid_value, "%s: %s has the impossible shape %s", function_, name,
                               ShapeText(x.shape, x.rank).text);
             return;
         }
@@ -72,7 +73,7 @@ void Validator::x(const View& x, const Axes& axes) noexcept {
     values_ = values;
     stat_rank_ = kept_rank_;
     for (int d = 0; d < kept_rank_; ++d) stat_shape_[d] = kept_shape_[d];
-    can_check("x", x, x.data != nullptr, zero);
+    can_check(name, x, x.data != nullptr, zero);
 }
 
 void Validator::training() noexcept {
@@ -81,17 +82,18 @@ void Validator::training() noexcept {
         const std::int64_t samples = x_->shape[0], rest = samples % group_size_;
         const std::int64_t least = rest > 0 ? rest : group_size_;
         if (values_ / samples * least == 1)
-            status_ = failure(Code::invalid_value,
-                              "%s: group_size %lld leaves a group of one value for each statistic of x of shape %s, "
-                              "expected at least 2: a variance does not exist",
-                              function_, static_cast<long long>(group_size_), ShapeText(x_->shape, x_->rank).text);
+            status_ =
+                failure(Code::invalid_value,
+                        "%s: group_size %lld leaves a group of one value for each statistic of %s of shape %s, "
+                        "expected at least 2: a variance does not exist",
+                        function_, static_cast<long long>(group_size_), x_name_, ShapeText(x_->shape, x_->rank).text);
         return;
     }
     if (values_ > 1) return;
     status_ =
         failure(Code::invalid_value,
-                "%s: x of shape %s has one value for each statistic, expected at least 2: a variance does not exist",
-                function_, ShapeText(x_->shape, x_->rank).text);
+                "%s: %s of shape %s has one value for each statistic, expected at least 2: a variance does not exist",
+                function_, x_name_, ShapeText(x_->shape, x_->rank).text);
 }
 
 void Validator::eps(double eps) noexcept {
@@ -142,8 +144,8 @@ void Validator::cut(std::int64_t group_size) noexcept {
                           "%s: group_size cuts axis 0, which keeps its own statistics here: leave axis 0 out of axis",
                           function_);
     else if (x_->rank == max_rank)
-        status_ = failure(Code::invalid_value, "%s: x has %d axes, expected at most %d with group_size", function_,
-                          x_->rank, max_rank - 1);
+        status_ = failure(Code::invalid_value, "%s: %s has %d axes, expected at most %d with group_size", function_,
+                          x_name_, x_->rank, max_rank - 1);
     if (!ok()) return;
     group_size_ = group_size;
     const std::int64_t count = (x_->shape[0] + group_size - 1) / group_size;
@@ -157,11 +159,12 @@ void Validator::weigh(const View& weights) noexcept {
     if (!can_check("weights", weights, true, false)) return;
     const DType expected = x_->dtype == DType::f64 ? DType::f64 : DType::f32;
     if (weights.dtype != expected) {
-        status_ = failure(Code::invalid_type, "%s: weights is %s, expected %s for x of type %s", function_,
-                          batchnorm::name(weights.dtype), batchnorm::name(expected), batchnorm::name(x_->dtype));
+        status_ =
+            failure(Code::invalid_type, "%s: weights is %s, expected %s for %s of type %s", function_,
+                    batchnorm::name(weights.dtype), batchnorm::name(expected), x_name_, batchnorm::name(x_->dtype));
         return;
     }
-    const bool whole = weights.rank == x_->rank && kept_rank_ > 0;
+    const bool whole = weights.rank == x_->rank;
     weights_ = *x_;
     weights_.data = weights.data;
     weights_.dtype = weights.dtype;
@@ -175,10 +178,11 @@ void Validator::weigh(const View& weights) noexcept {
         ++at;
     }
     if (!fits) {
-        status_ = failure(Code::invalid_value,
-                          "%s: weights has shape %s, expected that of x, %s, without the kept axes, or of its rank and "
-                          "broadcast to it",
-                          function_, ShapeText(weights.shape, weights.rank).text, ShapeText(x_->shape, x_->rank).text);
+        status_ = failure(
+            Code::invalid_value,
+            "%s: weights has shape %s, expected that of %s, %s, without the kept axes, or of its rank and "
+            "broadcast to it",
+            function_, ShapeText(weights.shape, weights.rank).text, x_name_, ShapeText(x_->shape, x_->rank).text);
         return;
     }
     if (!can_check("weights", weights, weights.data != nullptr, empty()) || empty()) return;
@@ -224,26 +228,26 @@ void Validator::mask(const char* name, const std::uint8_t* mask, const Options& 
 void Validator::tensor(const char* name, const View& view) noexcept {
     if (!can_check(name, view, true, false)) return;
     if (view.dtype != x_->dtype)
-        status_ = failure(Code::invalid_type, "%s: %s is %s, expected x's type %s", function_, name,
-                          batchnorm::name(view.dtype), batchnorm::name(x_->dtype));
+        status_ = failure(Code::invalid_type, "%s: %s is %s, expected %s's type %s", function_, name,
+                          batchnorm::name(view.dtype), x_name_, batchnorm::name(x_->dtype));
     else if (!same_shape(view.shape, view.rank, x_->shape, x_->rank))
-        status_ = failure(Code::invalid_value, "%s: %s has shape %s, expected x's shape %s", function_, name,
-                          ShapeText(view.shape, view.rank).text, ShapeText(x_->shape, x_->rank).text);
+        status_ = failure(Code::invalid_value, "%s: %s has shape %s, expected %s's shape %s", function_, name,
+                          ShapeText(view.shape, view.rank).text, x_name_, ShapeText(x_->shape, x_->rank).text);
     else
         can_check(name, view, view.data != nullptr, empty());
 }
 
 void Validator::param(const char* name, const Param& param, bool required) noexcept {
-    of_shape(name, param, required, kept_shape_, kept_rank_, "the kept axes of x's shape");
+    of_shape(name, param, required, kept_shape_, kept_rank_, "the kept axes", "'s shape");
 }
 
 void Validator::stat(const char* name, const Param& param, bool required) noexcept {
     of_shape(name, param, required, stat_shape_, stat_rank_,
-             group_size_ > 0 ? "the groups and the kept axes of x's shape" : "the kept axes of x's shape");
+             group_size_ > 0 ? "the groups and the kept axes" : "the kept axes", "'s shape");
 }
 
 void Validator::of_shape(const char* name, const Param& param, bool required, const std::int64_t* shape, int rank,
-                         const char* what) noexcept {
+                         const char* what, const char* of) noexcept {
     if (!can_check(name, param, true, false)) return;
     if (absent(param)) {
         if (required) status_ = failure(Code::invalid_value, "%s: %s is required", function_, name);
@@ -252,8 +256,8 @@ void Validator::of_shape(const char* name, const Param& param, bool required, co
     bool no_values = false;
     for (int d = 0; d < param.rank; ++d) no_values |= param.shape[d] == 0;
     if (param.rank > 0 && !same_shape(param.shape, param.rank, shape, rank))
-        status_ = failure(Code::invalid_value, "%s: %s has shape %s, expected %s, %s %s", function_, name,
-                          ShapeText(param.shape, param.rank).text, ShapeText(shape, rank).text, what,
+        status_ = failure(Code::invalid_value, "%s: %s has shape %s, expected %s, %s of %s%s %s", function_, name,
+                          ShapeText(param.shape, param.rank).text, ShapeText(shape, rank).text, what, x_name_, of,
                           ShapeText(x_->shape, x_->rank).text);
     else
         can_check(name, param, param.data != nullptr, no_values);
@@ -279,7 +283,7 @@ void Validator::written(const char* name, const MutParam& param, bool may_be_sca
                         int rank) noexcept {
     if (absent(param)) return;
     const View view = param;
-    of_shape(name, view, false, shape, rank, "one for each statistic of x of shape");
+    of_shape(name, view, false, shape, rank, "one for each statistic", " of shape");
     if (!ok()) return;
     if (param.rank == 0 && rank > 0 && !may_be_scalar)
         status_ = failure(Code::invalid_value, "%s: %s is a scalar, expected shape %s", function_, name,
@@ -287,7 +291,7 @@ void Validator::written(const char* name, const MutParam& param, bool may_be_sca
     else if (!elements_distinct(view))
         status_ = failure(Code::invalid_value, "%s: %s has elements that share memory", function_, name);
     else
-        apart(name, view, {"x", *x_});
+        apart(name, view, {x_name_, *x_});
 }
 
 void Validator::output(const char* name, const MutView& out, std::initializer_list<Named> inputs) noexcept {

@@ -14,8 +14,8 @@ class Validator {
     bool ok() const noexcept { return status_.ok(); }
     const Status& status() const noexcept { return status_; }
 
-    // x first: the others are held against it.
-    void x(const View& x, const Axes& axes) noexcept;
+    // x first: the others are held against it. Messages have it by the argument's name.
+    void x(const View& x, const Axes& axes, const char* name = "x") noexcept;
     // A variance needs two values.
     void training() noexcept;
     void eps(double eps) noexcept;
@@ -70,7 +70,7 @@ class Validator {
     void cut(std::int64_t group_size) noexcept;
     void weigh(const View& weights) noexcept;
     void of_shape(const char* name, const Param& param, bool required, const std::int64_t* shape, int rank,
-                  const char* what) noexcept;
+                  const char* what, const char* of) noexcept;
     void written(const char* name, const MutParam& param, bool may_be_scalar, const std::int64_t* shape,
                  int rank) noexcept;
     // Whether a check of this view can go on: earlier ones passed, and it has a rank and a type that exist.
@@ -79,6 +79,7 @@ class Validator {
     const char* function_;
     Status status_;
     const View* x_ = nullptr;
+    const char* x_name_ = "x";
     bool kept_[max_rank] = {};
     int kept_rank_ = 0;
     std::int64_t kept_shape_[max_rank] = {};

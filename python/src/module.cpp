@@ -278,7 +278,7 @@ nb::tuple normalize(nb::object x_, nb::object mean_, nb::object m2_, nb::object 
     extras.options.group_size = parse_group_size(group_size);
     const Axes axes = parse_axes(axis);
     const Array x = Array::tensor("x", x_);
-    extras.weigh(weights, x);  // for backward alone
+    extras.weigh(weights, x);  // for backward; here they are only checked
     extras.add_residual(residual, x);
     const Array mean = Array::param("mean", mean_, x.kind()), m2 = Array::param("m2", m2_, x.kind());
     const Array count = Array::param("count", count_, x.kind());
@@ -293,11 +293,9 @@ nb::tuple normalize(nb::object x_, nb::object mean_, nb::object m2_, nb::object 
         saved.counts.resize(saved.mean.size());
     }
     const batchnorm::MutStats stats = outputs_of(object);
-    Options opts = extras.options;
-    opts.weights = nullptr;
     compute([&] {
         return core::normalize(x.view(), axes, {mean.view(), m2.view(), count.view()}, gamma.view(), beta.view(),
-                               out.mut_view(), stats, opts);
+                               out.mut_view(), stats, extras.options);
     });
     return nb::make_tuple(out.object(), object);
 }

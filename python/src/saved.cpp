@@ -137,7 +137,7 @@ batchnorm::MutStats Saved::outputs() {
 
 batchnorm::Stats Saved::inputs(const batchnorm::View& x) const {
     batchnorm::Stats stats{contiguous(mean.data(), shape), contiguous(inv_std.data(), shape)};
-    if (!counts.empty())
+    if (!counts.empty() || mean.empty())
         stats.count = contiguous(counts.data(), shape);
     else if (count > 0)
         stats.count = batchnorm::view(&count, {});

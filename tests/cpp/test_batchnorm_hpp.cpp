@@ -74,6 +74,34 @@ void results() {
     CHECK(bn::get_num_threads() == 2);
 }
 
+// The functions and options that came later: x in two channels, -1 and 1 in each.
+void options() {
+    const float source[8] = {-1, 1, -1, 1, 1, -1, 1, -1};
+    std::vector<float> z(source, source + 8), y(8), dx(8);
+    std::vector<double> mean(4), inv_std(4), var(4), count(4), dgamma(2), dbeta(2);
+    const bn::View xs = bn::view(source, {2, 2, 2});
+    const bn::MutView zs = bn::view(z.data(), {2, 2, 2});
+    bn::Options of_groups;
+    of_groups.group_size = 1;
+    of_groups.activation = bn::Activation::leaky_relu;
+    of_groups.eps = 3;  // inv_std = 0.5
+    const auto of = [](std::vector<double>& v) { return bn::view(v.data(), {2, 2}); };
+    const auto as_input = [](const bn::MutView& v) { return bn::View(v); };
+    CHECK(bn::mask_bytes(xs, 1, of_groups) == 4);
+    std::uint8_t mask[4] = {0xff, 0xff, 0xff, 0xff};
+    bn::batch_norm(xs, 1, {}, {}, bn::view(y.data(), {2, 2, 2}), {of(mean), of(inv_std), of(var), of(count), mask},
+                   of_groups);
+    CHECK(mask[0] == 2 && mask[1] == 2 && mask[2] == 1 && mask[3] == 1);
+    CHECK(count == std::vector<double>(4, 2.0) && var == std::vector<double>(4, 1.0));
+    bn::batch_norm_inplace(zs, 1, {}, {}, {of(mean), of(inv_std), of(var), of(count)}, of_groups);
+    CHECK(z == y && y[0] == -0.005f && y[1] == 0.5f);
+    bn::batch_norm_backward_from_output(xs, as_input(zs), 1, {as_input(of(mean)), as_input(of(inv_std))}, {}, {},
+                                        bn::view(dx.data(), {2, 2, 2}), bn::view(dgamma.data(), {2}),
+                                        bn::view(dbeta.data(), {2}), of_groups);
+    // dy through leaky_relu is -0.01 and 1 in each of two groups, xhat -0.5 and 0.5.
+    CHECK(std::abs(dbeta[0] - 1.98) < 1e-9 && std::abs(dgamma[1] - 1.01) < 1e-6);
+}
+
 template <class Exception, class Function>
 void check_throws(const std::string& message, const Function& function) {
     try {
@@ -104,6 +132,13 @@ void exceptions() {
     check_throws<invalid_argument>("input_grad: saved.mean is required",
                                    [&] { bn::input_grad(xs, xs, 1, {}, {}, {}, ys, {}, {}); });
     check_throws<invalid_argument>("workspace_bytes: axis 3", [&] { bn::workspace_bytes(bn::Op::moments, xs, 3); });
+    check_throws<invalid_argument>("mask_bytes: axis 3", [&] { bn::mask_bytes(xs, 3); });
+    bn::Options relu;
+    relu.activation = bn::Activation::relu;
+    check_throws<invalid_argument>("batch_norm_inplace: activation relu",
+                                   [&] { bn::batch_norm_inplace(ys, 1, {}, {}, {}, relu); });
+    check_throws<invalid_argument>("batch_norm_backward_from_output: saved.inv_std is required",
+                                   [&] { bn::batch_norm_backward_from_output(xs, xs, 1, {}, {}, {}, ys, {}, {}); });
     check_throws<invalid_argument>("set_num_threads: threads must be", [] { bn::set_num_threads(-1); });
     CHECK(y == std::vector<float>(8));
 
@@ -118,6 +153,7 @@ void exceptions() {
 
 int main() {
     results();
+    options();
     exceptions();
     return report();
 }

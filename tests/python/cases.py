@@ -3,6 +3,9 @@ kinds."""
 
 import numpy as np
 
+# Of the data, in the tests of activations, residuals, weights and groups.
+DTYPES = (np.float32, np.float64)
+
 # name: (shape, axis, view of an array of that shape)
 PATHS = {
     "row, channels in cache": ((8, 24, 28, 28), 1, None),
@@ -73,6 +76,40 @@ def read_only(values):
 
 class Subclass(np.ndarray):
     """Someone's own kind of array."""
+
+
+def channels_last(a):
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1)
+
+
+# Small arrays in every pattern, for products with many settings. name: (shape, axis, view of an array of that shape)
+SMALL = {
+    "NCHW": ((5, 3, 4, 5), 1, None),
+    "NCHW, planes as lanes": ((9, 5, 3, 3), 1, None),
+    "NCHW, planes of 17 x 16": ((5, 3, 17, 16), 1, None),
+    "NHWC": ((5, 11, 3, 2), 1, channels_last),
+    "NHWC of 32": ((5, 32, 2, 2), 1, channels_last),
+    "NC, folded": ((37, 7), -1, None),
+    "NC": ((13, 131), -1, None),
+    "HWCN": ((6, 3, 2, 4), 1, lambda a: np.ascontiguousarray(a.transpose(2, 3, 1, 0)).transpose(3, 2, 0, 1)),
+    "slice of channels": ((5, 9, 4, 5), 1, lambda a: a[:, 2:-3]),
+    "crop": ((5, 3, 6, 12), 1, lambda a: a[:, :, 1:-1, 1:-2]),
+    "packed": ((5, 3, 3, 38), 1, lambda a: a[..., ::2]),
+    "packed lanes": ((12, 46), 1, lambda a: a[:, ::-2]),
+    "all reversed": ((5, 3, 4, 5), 1, lambda a: a[::-1, ::-1, ::-1, ::-1]),
+    "kept axes outside and inside": ((6, 3, 4, 9), (1, 3), None),
+    "instances": ((4, 3, 3, 7), (0, 1), None),
+    "one statistic": ((6, 5, 3), (), None),
+    "one axis": ((29,), (), None),
+}
+
+
+def small_input(name, dtype, seed=0):
+    """x and axis of a case of SMALL: a mean of its own for each channel, and steps between x's neighbours."""
+    shape, axis, view = SMALL[name]
+    x = np.random.default_rng(seed).normal(0, 2, shape) + np.arange(shape[-1]) % 3 - 1
+    x = x.astype(dtype)
+    return (view(x) if view else x), axis
 
 
 # name: makes a view, or an array in some layout, of an array of VIEWED_SHAPE

@@ -76,48 +76,119 @@ def kept_shape(x, axis):
     return tuple(x.shape[a] for a in kept_axes(x, axis))
 
 
-def forward(x, axis=1, gamma=None, beta=None, eps=1e-5):
-    """Training forward."""
-    box = _Box(x, axis)
+def forward(x, axis=1, gamma=None, beta=None, eps=1e-5, *, weights=None, group_size=None, residual=None):
+    """Training forward, up to an activation. weights: None, or broadcast to x."""
+    if group_size is not None:
+        parts = [
+            forward(x[at], axis, gamma, beta, eps, weights=_part(weights, at), residual=_part(residual, at))
+            for at in groups_of(x, group_size)
+        ]
+        stats = [Value(*map(np.stack, zip(*values, strict=True))) for values in list(zip(*parts, strict=True))[1:4]]
+        y = Value(*map(np.concatenate, zip(*(part.y for part in parts), strict=True)))
+        return Forward(y, *stats, np.stack([np.broadcast_to(part.count, stats[0].exact.shape[1:]) for part in parts]))
+    box = _Box(x, axis, weights)
     mean = box.mean(box.x)
     mean = mean + box.mean(box.x - mean)
     var = box.mean((box.x - mean) ** 2)
     inv_std = 1 / np.sqrt(var + eps)
     # Chunks of x are merged by the differences of their means, float64 numbers.
     var_error = box.squares * var + 8 * 2.0**-53 * np.abs(mean) * np.sqrt(var)
+    y = _normalized(box, mean, inv_std, gamma, beta, box.squares)
+    if residual is not None:
+        exact = y.exact + box.widen(residual)
+        y = Value(exact, y.error + box.roundings(1) * np.abs(exact))
     return Forward(
-        _normalized(box, mean, inv_std, gamma, beta, box.squares),
+        box.stored(*y),
         box.value(mean, box.statistics * (np.abs(mean) + np.sqrt(var))),
         box.value(var, var_error),
         box.value(inv_std, 4 * 2.0**-53 * inv_std + var_error / 2 * inv_std**3),
-        box.count,
+        box.count if weights is None else box.value(box.count, 0).exact,
     )
+
+
+def groups_of(x, group_size):
+    """Slices of axis 0, the last of which may be shorter."""
+    return [slice(first, first + group_size) for first in range(0, x.shape[0], group_size)]
 
 
 def inference(x, mean, var, axis=1, gamma=None, beta=None, eps=1e-5):
     """Forward with given statistics."""
     box = _Box(x, axis)
-    return _normalized(box, box.spread(mean), 1 / np.sqrt(box.spread(var) + eps), gamma, beta, 0)
+    return box.stored(*_normalized(box, box.spread(mean), 1 / np.sqrt(box.spread(var) + eps), gamma, beta, 0))
 
 
-def backward(dy, x, axis=1, gamma=None, eps=1e-5, grad_dtype=None):
-    """Gradients of forward. grad_dtype is the type that dgamma and dbeta come in: the data's if None."""
-    box = _Box(x, axis)
+def backward(
+    dy,
+    x,
+    axis=1,
+    gamma=None,
+    eps=1e-5,
+    grad_dtype=None,
+    *,
+    weights=None,
+    group_size=None,
+    through=None,
+    slope=0,
+):
+    """Gradients of forward. grad_dtype is the type that dgamma and dbeta come in: the data's if None.
+
+    through says which elements an activation let through; the gradients of the others are `slope` times as large.
+    """
+    parts = [
+        _backward(dy[at], x[at], axis, gamma, eps, _part(weights, at), _part(through, at), slope)
+        for at in ([...] if group_size is None else groups_of(x, group_size))
+    ]
+    grads = []
+    for values in list(zip(*parts, strict=True))[1:]:
+        exact = sum(value.exact for value in values)
+        sizes = sum(np.abs(value.exact) for value in values) if len(parts) > 1 else 0
+        error = sum(value.error for value in values) + len(parts) * 2.0**-53 * sizes
+        grads.append(_rounded(Value(exact, error), grad_dtype or x.dtype))
+    return Backward(
+        Value(*map(np.concatenate, zip(*(p.dx for p in parts), strict=True))) if x.ndim else parts[0].dx, *grads
+    )
+
+
+def _backward(dy, x, axis, gamma, eps, weights, through, slope):
+    """For one group; dgamma and dbeta are not yet rounded to their type."""
+    box = _Box(x, axis, weights)
     dy = box.widen(dy)
-    mean, inv_std = (box.spread(v.exact) for v in forward(x, axis, eps=eps)[1:4:2])
+    mean, inv_std = (box.spread(v.exact) for v in forward(x, axis, eps=eps, weights=weights)[1:4:2])
     gamma = box.spread(1 if gamma is None else gamma)
-    xhat = (box.x - mean) * inv_std
-    dy_mean = box.mean(dy)
-    dy_xhat = box.mean(dy * xhat)
-    first, second = gamma * inv_std * (dy - dy_mean), gamma * inv_std * xhat * dy_xhat
+    scaled = 0
+    if through is not None:  # two roundings, of the slope and of the product
+        dy = np.where(through, dy, slope * dy if slope else 0)
+        scaled = box.roundings(2) * np.where(through, 0, np.abs(dy))
+    # With weights, the sums leave x out where dy is 0, whatever it is, and dx where the weight is 0.
+    raw = (box.x - mean) * inv_std
+    summed = raw if weights is None else np.where(dy != 0, raw, 0)
+    dy_mean, dy_xhat = box.share(box.sum(dy)), box.share(box.sum(dy * summed))
+    xhat = np.where(box.weighted, raw, 0)
+    w = box.weights
+    first, second = gamma * inv_std * (dy - w * dy_mean), gamma * inv_std * w * xhat * dy_xhat
     # first is rounded 3 times (dy - mean, coefficient, sum) and second 6; the sums behind them have errors of their
     # own, which |mean| far above the standard deviation enlarges.
     condition = 1 + np.abs(mean) * inv_std
-    rms = np.sqrt(box.mean(dy**2))
-    error = box.roundings(8) * (np.abs(first) + np.abs(second))
-    error = error + box.statistics * np.abs(gamma) * inv_std * rms * condition * (1 + np.abs(xhat))
-    dx = box.stored(first - second, error)
-    return Backward(dx, *_param_grads(box, dy, xhat, condition, grad_dtype))
+    error = box.roundings(8) * (np.abs(first) + np.abs(second)) + np.abs(gamma) * inv_std * scaled
+    if weights is None:
+        size = np.sqrt(box.mean(dy**2))
+    else:
+        # The sums run over dy of weight 0 as well; w * the mean of dy and w * the rest are rounded before the sum.
+        size = box.share(box.sum(np.abs(dy)) + box.sum(np.abs(dy * summed)))
+        error = error + box.roundings(2) * np.abs(gamma) * inv_std * w * (np.abs(dy_mean) + np.abs(dy_xhat))
+        error = error + box.statistics * np.abs(first)
+    error = error + box.statistics * np.abs(gamma) * inv_std * w * size * condition * (1 + np.abs(xhat))
+    return Backward(box.stored(first - second, error), *_param_grads(box, dy, summed, condition))
+
+
+def through_activation(z, activation, slope, dtype):
+    """What an activation makes of z (of dtype), to the bit, and which elements it let through: all but those <= 0."""
+    if activation is None:
+        return z, None
+    through = ~(z <= 0)
+    with np.errstate(invalid="ignore"):
+        below = np.zeros_like(z) if activation == "relu" or slope == 0 else z * np.asarray(slope, dtype)
+    return np.where(through, z, below), through
 
 
 def inference_backward(dy, x, mean, var, axis=1, gamma=None, eps=1e-5, grad_dtype=None):
@@ -128,7 +199,8 @@ def inference_backward(dy, x, mean, var, axis=1, gamma=None, eps=1e-5, grad_dtyp
     dx = box.spread(1 if gamma is None else gamma) * inv_std * dy
     xhat = (box.x - box.spread(mean)) * inv_std
     # The coefficient is rounded, and the product.
-    return Backward(box.stored(dx, box.roundings(2) * np.abs(dx)), *_param_grads(box, dy, xhat, 1, grad_dtype))
+    grads = (_rounded(value, grad_dtype or box.dtype) for value in _param_grads(box, dy, xhat, 1))
+    return Backward(box.stored(dx, box.roundings(2) * np.abs(dx)), *grads)
 
 
 def grad_sums(dy, x, mean, axis=1):
@@ -209,23 +281,31 @@ def _normalized(box, mean, inv_std, gamma, beta, statistics):
     # gamma * xhat is rounded 3 times (x - mean, coefficient, sum), beta twice.
     error = box.roundings(4) * (np.abs(gamma * xhat) + np.abs(beta))
     error = error + statistics * np.abs(gamma) * (1 + np.abs(mean) * inv_std) * (1 + np.abs(xhat))
-    return box.stored(gamma * xhat + beta, error)
+    return Value(gamma * xhat + beta, error)
 
 
-def _param_grads(box, dy, xhat, condition, grad_dtype):
-    u = float(finfo(grad_dtype or box.dtype).eps) / 2
+def _param_grads(box, dy, xhat, condition):
+    """dgamma and dbeta, before they are rounded to their type."""
     sum_dy, sum_dy_xhat = box.sum(dy), box.sum(dy * xhat)
     sizes = box.sum(np.abs(dy * xhat)) + box.sum(np.abs(dy)) * condition, box.sum(np.abs(dy))
     return (
-        box.value(total, (u + box.squares - box.statistics) * np.abs(total) + box.statistics * size)
+        box.value(total, (box.squares - box.statistics) * np.abs(total) + box.statistics * size)
         for total, size in zip((sum_dy_xhat, sum_dy), sizes, strict=True)
     )
+
+
+def _rounded(value, dtype):
+    return Value(value.exact, value.error + float(finfo(dtype).eps) / 2 * np.abs(value.exact))
+
+
+def _part(array, at):
+    return None if array is None else array[at]
 
 
 class _Box:
     """x in a wider type, and the axes that its statistics run over."""
 
-    def __init__(self, x, axis):
+    def __init__(self, x, axis, weights=None):
         self.dtype = x.dtype
         half = is_half(x.dtype)
         self.u = float(finfo(np.float32 if half else x.dtype).eps) / 2
@@ -233,10 +313,15 @@ class _Box:
         self.kept = kept_axes(x, axis)
         self.reduced = tuple(a for a in range(x.ndim) if a not in self.kept)
         self.x = self.widen(np.asarray(x))
-        self.count = int(np.prod([x.shape[a] for a in self.reduced]))
+        self.values = int(np.prod([x.shape[a] for a in self.reduced]))
+        self.weights, self.weighted, self.count = 1, True, self.values
+        if weights is not None:
+            self.weights = np.broadcast_to(self.widen(weights), x.shape)
+            self.weighted = self.weights > 0
+            self.count = self.sum(self.weights)
         # STATISTICS(n): roundings of n additions in float64, of squares of differences from a pivot that may be four
         # standard deviations from the mean: 1 + 4**2 times the variance.
-        self.statistics = 1e-7 if half else 2.0**-53 * 17 * (8 + np.sqrt(self.count))
+        self.statistics = 1e-7 if half else 2.0**-53 * 17 * (8 + np.sqrt(self.values))
         self.squares = 1e-6 if half else self.statistics  # half of what 1e-6 for inv_std allows
 
     def roundings(self, count):
@@ -260,7 +345,13 @@ class _Box:
         return array.sum(self.reduced, keepdims=True)
 
     def mean(self, array):
-        return self.sum(array) / self.count
+        return self.share(
+            self.sum(array if self.weighted is True else np.where(self.weighted, self.weights * array, 0))
+        )
+
+    def share(self, total):
+        """A sum over the count, or the weight, behind it; 0 where there is none."""
+        return total / self.count if self.weighted is True else total / np.where(self.count > 0, self.count, np.inf)
 
     def value(self, exact, error):
         """A Value of the kept axes' shape."""

@@ -2,10 +2,12 @@
 but is not."""
 
 import inspect
+import re
 
 import ml_dtypes
 import numpy as np
 import pytest
+from cases import misaligned
 from checks import same_bits
 
 import batchnorm as bn
@@ -17,10 +19,12 @@ def good_arguments():
     """A value for every argument that a function may have, and an out full of sevens."""
     rng = np.random.default_rng(0)
     x, dy = rng.normal(0, 1, (2, *SHAPE)).astype(np.float32)
-    saved = bn.batch_norm(x)[1]
+    y, saved = bn.batch_norm(x)
     arguments = {
         "x": x,
         "dy": dy,
+        "y": y,
+        "residual": dy.copy(),
         "gamma": np.ones(3, np.float32),
         "beta": np.zeros(3, np.float32),
         "mean": np.zeros(3, np.float32),
@@ -30,6 +34,11 @@ def good_arguments():
         "sums": bn.grad_sums(dy, x, saved),
         "axis": 1,
         "eps": 1e-5,
+        "group_size": None,
+        "weights": None,
+        "activation": None,
+        "negative_slope": 0.01,
+        "need_dresidual": False,
         "threads": None,
         "out": np.full(SHAPE, 7, np.float32),
     }
@@ -47,6 +56,8 @@ FUNCTIONS = {
         bn.normalize,
         bn.grad_sums,
         bn.input_grad,
+        bn.batch_norm_inplace,
+        bn.batch_norm_backward_from_output,
     )
 }
 
@@ -54,6 +65,11 @@ FUNCTIONS = {
 def takers(*arguments):
     """The names of the functions that take them all."""
     return [name for name, (_, parameters) in FUNCTIONS.items() if set(arguments) <= set(parameters)]
+
+
+def data_of(name):
+    """What the function calls its data."""
+    return "x" if "x" in FUNCTIONS[name][1] else "y"
 
 
 def call(name, **changes):
@@ -66,8 +82,13 @@ def refuses(name, error, message, **changes):
     """Calling the function with the changes raises the error and writes nothing."""
     out = changes.get("out")
     if not isinstance(out, np.ndarray):
-        out = changes.setdefault("out", np.full(np.shape(changes.get("x", np.empty(SHAPE))), 7, np.float32))
-    arrays = {k: v for k, v in (good_arguments() | changes).items() if isinstance(v, np.ndarray)}
+        out = changes.setdefault("out", np.full(np.shape(changes.get(data_of(name), np.empty(SHAPE))), 7, np.float32))
+    changes = good_arguments() | changes
+    outs = changes["out"] if isinstance(changes["out"], tuple) else ()
+    arrays = changes | {f"out[{i}]": out for i, out in enumerate(outs)}
+    arrays = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
+    if data_of(name) == "y" and message:
+        message = re.sub(r"\bx's\b", "y's", message)
     before = {k: v.copy() for k, v in arrays.items()}
     with pytest.raises(error, match=message):
         call(name, **changes)
@@ -78,8 +99,11 @@ def refuses(name, error, message, **changes):
 def test_the_good_arguments_are_good():
     for name, (_, parameters) in FUNCTIONS.items():
         out = np.full(SHAPE, 7, np.float32)
-        call(name, out=out)
+        arguments = good_arguments() | {"out": out}
+        x = arguments["x"].copy()
+        call(name, **arguments)
         assert np.all(out == 7) == ("out" not in parameters)
+        assert np.array_equal(arguments["x"], x) == (name != "batch_norm_inplace")
 
 
 # ------------------------------------------------------------------------------------------------ wrong everywhere
@@ -114,16 +138,26 @@ BAD = {
         "masked": (np.ma.zeros(SHAPE, f32), TypeError, "x is a masked array"),
         "rank 9": (np.zeros((1,) * 9, f32), ValueError, "x has 9 axes, expected at most 8"),
     },
-    "dy": {
-        **{k: (v, TypeError, f"dy has dtype .*{EXPECTED}.*astype") for k, v in NOT_FLOAT.items()},
-        **{k: (v, TypeError, "dy is .*expected a NumPy array.*asarray") for k, v in NO_ARRAY.items()},
-        "masked": (np.ma.zeros(SHAPE, f32), TypeError, "dy is a masked array"),
-        "another type": (np.zeros(SHAPE), TypeError, "dy is float64, expected x's type float32"),
-        "half": (np.zeros(SHAPE, np.float16), TypeError, "dy is float16, expected x's type float32"),
-        "bfloat16": (np.zeros(SHAPE, bf16), TypeError, "dy is bfloat16, expected x's type float32"),
-        "another shape": (np.zeros((4, 3, 6), f32), ValueError, r"dy has shape \(4, 3, 6\).*\(4, 3, 5\)"),
-        "another rank": (np.zeros((4, 3), f32), ValueError, r"dy has shape \(4, 3\).*\(4, 3, 5\)"),
-        "broadcastable": (np.zeros((1, 3, 1), f32), ValueError, r"dy has shape \(1, 3, 1\).*\(4, 3, 5\)"),
+    **{
+        like_x: {
+            **{
+                k: (v, TypeError, f"{like_x} has dtype .*{EXPECTED}.*astype")
+                for k, v in NOT_FLOAT.items()
+            },
+            **{
+                k: (v, TypeError, f"{like_x} is .*expected a NumPy array.*asarray")
+                for k, v in NO_ARRAY.items()
+                if k != "None" or like_x == "dy"
+            },
+            "masked": (np.ma.zeros(SHAPE, f32), TypeError, f"{like_x} is a masked array"),
+            "another type": (np.zeros(SHAPE), TypeError, f"{like_x} is float64, expected x's type float32"),
+            "half": (np.zeros(SHAPE, np.float16), TypeError, f"{like_x} is float16, expected x's type float32"),
+            "bfloat16": (np.zeros(SHAPE, bf16), TypeError, f"{like_x} is bfloat16, expected x's type float32"),
+            "another shape": (np.zeros((4, 3, 6), f32), ValueError, rf"{like_x} has shape \(4, 3, 6\).*\(4, 3, 5\)"),
+            "another rank": (np.zeros((4, 3), f32), ValueError, rf"{like_x} has shape \(4, 3\).*\(4, 3, 5\)"),
+            "broadcastable": (np.zeros((1, 3, 1), f32), ValueError, rf"{like_x} has shape \(1, 3, 1\).*\(4, 3, 5\)"),
+        }
+        for like_x in ("dy", "residual")
     },
     "axis": {
         "3": (3, ValueError, r"axis 3 is out of range.*\(4, 3, 5\)"),
@@ -141,6 +175,47 @@ BAD = {
     "eps": {
         **{repr(eps): (eps, ValueError, "eps must be positive and finite, got") for eps in (0, -1, np.nan, np.inf)},
         **{repr(eps): (eps, TypeError, "eps must be a number, got") for eps in ("a", None, [1e-5])},
+    },
+    "group_size": {
+        **{repr(n): (n, ValueError, f"group_size must be at least 1, got {n}") for n in (0, -1, -(2**62))},
+        **{repr(n): (n, TypeError, "group_size must be an int or None, got") for n in (2.5, "2", [2], (2,))},
+    },
+    "activation": {
+        **{
+            repr(v): (v, ValueError, f"activation {v!r} is unknown, expected None, 'relu' or 'leaky_relu'")
+            for v in ("gelu", "ReLU", "", "none")
+        },
+        **{repr(v): (v, TypeError, "activation is (int|bool|list|float|bytes), expected None, 'relu' or 'leaky_relu'")
+           for v in (1, True, ["relu"], 0.5, b"relu")},
+    },
+    "negative_slope": {
+        **{repr(v): (v, ValueError, f"negative_slope must be finite, got {v}") for v in (np.nan, np.inf, -np.inf)},
+        **{repr(v): (v, TypeError, "negative_slope must be a number, got") for v in ("a", None, [0.1])},
+    },
+    "weights": {
+        "negative": (np.array([-0.5] + [1] * 19).reshape(4, 5), ValueError,
+                     "weights must be finite and not negative, got -0.5"),
+        "negative, at the end": (np.array([1] * 19 + [-2]).reshape(4, 5), ValueError,
+                                 "weights must be finite and not negative, got -2"),
+        "negative, broadcast": (np.array([1, -3, 1]).reshape(1, 3, 1), ValueError, "not negative, got -3"),
+        "NaN": (np.array([1] * 19 + [np.nan]).reshape(4, 5), ValueError, "weights must be finite .*got -?nan"),
+        "inf": (np.array([np.inf] + [1] * 19).reshape(4, 5), ValueError, "weights must be finite .*got inf"),
+        "-inf": (np.array([1] * 19 + [-np.inf]).reshape(4, 5), ValueError, "weights must be finite .*got -inf"),
+        "inf in float32": ([[1e39] * 5] * 4, ValueError, "weights must be finite .*got inf"),
+        **{
+            f"of shape {shape}": (np.ones(shape), ValueError, rf"weights has shape {re.escape(str(shape))}, expected "
+                                  r"that of x, \(4, 3, 5\), without the kept axes, or of its rank and broadcast to it")
+            for shape in ((4, 3), (5, 4), (4,), (), (4, 1), (1, 5), (4, 3, 6), (2, 1, 5), (1, 4, 3, 5), (4, 5, 1))
+        },
+        "number": (1.0, ValueError, r"weights has shape \(\), expected"),
+        "complex": (np.ones((4, 5), complex), TypeError, "weights has dtype complex128, expected real"),
+        "object": (np.ones((4, 5), object), TypeError, "weights has dtype object, expected real numbers or bools"),
+        "dates": (np.ones((4, 5), "M8[s]"), TypeError, "weights has dtype .*expected real numbers or bools"),
+        "strings": (np.ones((4, 5), "U1"), TypeError, "weights has dtype .*expected real numbers or bools"),
+        "ragged": ([[1], [2, 3]], TypeError, "weights is list, expected an array of numbers or bools"),
+        "text": ("abc", TypeError, "weights has dtype .*expected real numbers or bools"),
+        "masked": (np.ma.ones((4, 5)), TypeError, "weights is a masked array, expected a plain one"),
+        "rank 9": (np.ones((1,) * 9), ValueError, "weights has 9 axes, expected at most 8"),
     },
     "threads": {
         **{repr(n): (n, ValueError, f"threads must be from 1 to .*got {n}") for n in (0, -1)},
@@ -177,10 +252,10 @@ BAD = {
         for param in ("gamma", "beta", "mean", "var")
     },
     "saved": {
-        "too long": (bn.Saved([0] * 4, [1] * 4), ValueError, r"saved.mean has shape \(4,\), expected \(3,\)"),
-        "another axis": (bn.Saved([0] * 3, [1] * 3, axis=2), ValueError, r"saved.mean .*\(3,\), expected \(5,\)"),
+        "too long": (bn.Saved([0] * 4, [1] * 4), ValueError, r"saved.(mean|inv_std) has shape \(4,\), expected \(3,\)"),
+        "another axis": (bn.Saved([0] * 3, [1] * 3, axis=2), ValueError, r"saved.\w+ has .*\(3,\), expected \(5,\)"),
         "axis out of range": (bn.Saved([0] * 3, [1] * 3, axis=3), ValueError, "axis 3 is out of range"),
-        "two axes": (bn.Saved([0] * 3, [1] * 3, axis=(0, 1)), ValueError, r"saved.mean .*expected \(4, 3\)"),
+        "two axes": (bn.Saved([0] * 3, [1] * 3, axis=(0, 1)), ValueError, r"saved.(mean|inv_std) .*expected \(4, 3\)"),
         "tuple": ((np.zeros(3), np.ones(3)), TypeError, "saved is tuple, expected bn.Saved"),
         "None": (None, TypeError, "saved is NoneType, expected bn.Saved"),
     },
@@ -198,15 +273,33 @@ BAD = {
         "tuple": ((20, np.zeros(3), np.ones(3)), TypeError, "sums is tuple, expected bn.GradSums"),
     },
 }  # fmt: skip
+BAD["y"] = {k: (v[0], v[1], re.sub("^dy", "y", v[2])) for k, v in BAD["dy"].items() if k != "None"}
 BAD["mean"]["None"] = (None, ValueError, "mean is required")
 BAD["var"]["None"] = (None, ValueError, "var is required")
 BAD["var"]["negative"] = (np.array([1, -0.5, 1], f32), ValueError, "var must not be negative, got -0.5")
 BAD["var"]["negative number"] = (-1, ValueError, "var must not be negative, got -1")
 
 
+def is_held_against_itself(name, argument, case):
+    """y, where it takes x's place, has a shape and type that others are refused for."""
+    return argument == data_of(name) == "y" and case in (
+        "half",
+        "bfloat16",
+        *("another " + k for k in ("type", "shape", "rank")),
+        "broadcastable",
+    )
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize(
     ("name", "argument", "case"),
-    [(name, argument, case) for argument, cases in BAD.items() for case in cases for name in takers(argument)],
+    [
+        (name, argument, case)
+        for argument, cases in BAD.items()
+        for case in cases
+        for name in takers(argument)
+        if not is_held_against_itself(name, argument, case)
+    ],
 )
 def test_refused(name, argument, case):
     value, error, message = BAD[argument][case]
@@ -227,7 +320,8 @@ def memory(shape=SHAPE, extra=0):
 
 
 def test_functions_with_out():
-    assert len(takers("out")) == 6
+    assert len(takers("out")) == 7
+    assert len(takers("need_dresidual")) == 3
 
 
 @pytest.mark.parametrize("name", takers("out"))
@@ -258,7 +352,15 @@ OVERLAPS = {
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
-@pytest.mark.parametrize(("name", "argument"), [(n, a) for a in ("x", "dy") for n in takers(a, "out")])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        (n, a)
+        for a in ("x", "dy", "residual", "y")
+        for n in takers(a, "out")
+        if (n, a) != ("batch_norm_inference_backward", "y")  # where it is read with an activation only
+    ],
+)
 def test_out_overlaps_an_input(name, argument, overlap):
     value, out = OVERLAPS[overlap](memory(extra=1))
     refuses(name, ValueError, f"out overlaps {argument}", **{argument: value, "out": out})
@@ -308,7 +410,7 @@ def test_out_may_be_interleaved_with_a_parameter(name):
 
 # ----------------------------------------------------------------------------------------------------- other kinds
 
-MIXED = [(n, a) for a in ("dy", "out", "gamma", "beta", "mean", "var") for n in takers(a)]
+MIXED = [(n, a) for a in ("dy", "residual", "out", "gamma", "beta", "mean", "var") for n in takers(a)]
 
 
 @pytest.mark.parametrize(("name", "argument"), MIXED)
@@ -318,10 +420,10 @@ def test_mixed_kinds(name, argument):
     tensor = torch.from_numpy(arguments[argument])
     refuses(name, TypeError, f"{argument} is a torch tensor, expected a NumPy array, as x is", **{argument: tensor})
     with pytest.raises(TypeError, match="expected a torch tensor, as x is"):
-        call(name, x=torch.from_numpy(arguments["x"]))
+        call(name, **{data_of(name): torch.from_numpy(arguments["x"])})
 
 
-@pytest.mark.parametrize("argument", ["x", "dy", "gamma", "beta", "mean", "var", "out"])
+@pytest.mark.parametrize("argument", ["x", "dy", "residual", "y", "gamma", "beta", "mean", "var", "out"])
 def test_requires_grad(argument):
     torch = pytest.importorskip("torch")
     for name in takers(argument):
@@ -351,6 +453,244 @@ def test_other_torch_tensors():
         bn.batch_norm(torch.zeros(SHAPE), out=torch.zeros(4, 3, 1).expand(SHAPE))
     with pytest.raises(ValueError, match="x has 9 axes"):
         bn.moments(torch.zeros((1,) * 9))
+
+
+# ------------------------------------------------------------------- activations, residuals, weights, groups: together
+
+LEAKY = {"activation": "leaky_relu"}
+
+
+@pytest.mark.parametrize("name", takers("group_size"))
+def test_groups_that_cannot_be(name):
+    x8 = np.random.default_rng(0).normal(0, 1, (4, 1, 1, 1, 1, 1, 1, 5)).astype(f32)
+    moments = bn.Moments(np.zeros((2, 1)), np.ones((2, 1)), 10.0)
+    for size in (1, 3, 10**9):
+        refuses(name, ValueError, "x has 8 axes, expected at most 7 with group_size", x=x8, group_size=size,
+                gamma=None, beta=None, moments=moments, residual=None)  # fmt: skip
+        for axis in (0, (0, 1), -3):
+            refuses(name, ValueError, "group_size cuts axis 0, which keeps its own statistics here: leave axis 0 out",
+                    axis=axis, group_size=size, gamma=None, beta=None, residual=None)  # fmt: skip
+    scalar = np.ones((), f32)
+    refuses(name, ValueError, "group_size cuts axis 0", x=scalar, axis=(), group_size=2, gamma=None, beta=None,
+            residual=None)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "batch_norm_inplace"])
+@pytest.mark.parametrize(("rows", "size"), [(4, 1), (1, 2), (5, 2), (9, 4)])
+def test_groups_of_one_value(name, rows, size):
+    x = np.random.default_rng(0).normal(0, 1, (rows, 3)).astype(f32)
+    message = rf"group_size {size} leaves a group of one value for each statistic of x of shape \({rows}, 3\)"
+    refuses(name, ValueError, message, x=x, group_size=size, residual=None)
+    m = bn.moments(x, group_size=size)
+    saved = bn.Saved(m.mean, np.ones_like(m.mean), group_size=size)
+    refuses("batch_norm_backward", ValueError, message, x=x, dy=x.copy(), saved=saved)
+    output_message = message.replace("of x of", "of y of")
+    refuses("batch_norm_backward_from_output", ValueError, output_message, y=x, dy=x.copy(), saved=saved)
+
+
+def test_statistics_of_other_groups():
+    one, three = bn.batch_norm(good_arguments()["x"])[1], bn.moments(np.ones((6, 3, 5), f32), group_size=2)
+    for size in (2, 3):
+        refuses("normalize", ValueError, r"mean has shape \(3,\), expected \(2, 3\), the groups and the kept axes of",
+                group_size=size)  # fmt: skip
+        refuses("normalize", ValueError, r"mean has shape \(3, 3\), expected \(2, 3\)", moments=three, group_size=size)
+        saved = bn.Saved(one.mean, one.inv_std, group_size=size)
+        for name in takers("saved"):
+            refuses(name, ValueError, r"saved.\w+ has shape \(3,\), expected \(2, 3\)", saved=saved)
+    saved = bn.batch_norm(good_arguments()["x"], group_size=2)[1]
+    refuses("input_grad", ValueError, r"sums.count has|sums.sum_dy has shape \(3,\), expected \(2, 3\)", saved=saved)
+
+
+@pytest.mark.parametrize("name", takers("need_dresidual"))
+def test_pairs_of_outputs(name):
+    saved = bn.batch_norm(good_arguments()["x"], **LEAKY)[1]
+    for settings in ({"saved": saved}, LEAKY, {}):
+        if not set(settings) <= set(FUNCTIONS[name][1]):
+            continue
+
+        def refused(error, message, need=True, settings=settings, **changes):
+            refuses(name, error, message, need_dresidual=need, **settings, **changes)
+
+        first, second = np.full((2, *SHAPE), 7, f32)
+        refused(TypeError, r"out is a tuple of 2, expected dx \(or need_dresidual=True\)", False, out=(first, second))
+        for outs in ((), (first,), (first, second, first)):
+            refused(TypeError, rf"out is a tuple of {len(outs)}, expected dx or \(dx, dresidual\)", out=outs)
+        refused(TypeError, "out is list", out=[first, second])
+        refused(TypeError, "out is list", out=(first, [1]))
+        refused(ValueError, "the outputs out and dresidual overlap", out=(first, first))
+        refused(ValueError, "the outputs out and dresidual overlap", out=(first, first[::-1]))
+        refused(TypeError, "dresidual is float64, expected x's type float32", out=(first, np.full(SHAPE, 7.0)))
+        refused(ValueError, r"dresidual has shape \(4, 3, 6\)", out=(first, np.full((4, 3, 6), 7, f32)))
+        shared = np.lib.stride_tricks.as_strided(np.full((4, 3, 1), 7, f32), SHAPE, (12, 4, 0))
+        refused(ValueError, "dresidual has elements that share memory", out=(first, shared))
+        refused(ValueError, "out is read-only", out=(first, np.broadcast_to(f32(7), SHAPE)))
+        for overlap in OVERLAPS.values():
+            for argument in ("x", "dy"):
+                value, out = overlap(memory(extra=1))
+                refused(ValueError, f"dresidual overlaps {argument}", out=(first, out), **{argument: value})
+        refused(ValueError, "dresidual overlaps gamma", out=(first, second), gamma=second[0, :, 0])
+        refused(ValueError, "the outputs out and dresidual overlap", dy=first, out=(first, first))
+
+
+def test_torch_pair():
+    torch = pytest.importorskip("torch")
+    x = good_arguments()["x"]
+    saved = bn.batch_norm(x)[1]
+    out = np.full(SHAPE, 7, f32), torch.full(SHAPE, 7.0)
+    with pytest.raises(TypeError, match="out is a torch tensor, expected a NumPy array"):
+        bn.batch_norm_backward(x, x, saved, need_dresidual=True, out=out)
+    assert np.all(out[0] == 7)
+
+
+@pytest.mark.parametrize("name", [n for n in takers("saved") if data_of(n) == "x"])
+def test_mask_that_does_not_fit(name):
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (4, 6, 10)).astype(f32)
+    moved = np.ascontiguousarray(x.transpose(2, 1, 0)).transpose(2, 1, 0)
+    padded = np.pad(x, [(0, 0), (0, 0), (0, 2)])[..., :-2]
+    sums = bn.GradSums(40, np.zeros(6), np.zeros(6))
+    for forward in (x, moved, padded):
+        saved = bn.batch_norm(forward, activation="relu")[1]
+        for other in (x, moved, padded, x[::-1], misaligned(moved)):
+            arguments = {"x": other, "dy": x.copy(), "saved": saved, "sums": sums, "gamma": None,
+                         "out": np.full(x.shape, 7, f32)}  # fmt: skip
+            if other.strides == forward.strides:
+                call(name, **arguments)
+            else:
+                message = r"x has not the shape and strides of forward's x, which saved.mask \(\d+ bytes\) follows"
+                refuses(name, ValueError, message, **arguments)
+        one_less = x[:3] if forward is x else forward[:3]
+        refuses(name, ValueError, "x has not the shape", x=one_less, dy=one_less.copy(), saved=saved, sums=sums,
+                gamma=None)  # fmt: skip
+    # A mask by hand has a size alone; without a forward nothing else is known.
+    right = bn.batch_norm(x, activation="relu")[1]
+    for size in (right.mask.size - 1, right.mask.size + 1, 0):
+        saved = bn.Saved(right.mean, right.inv_std, activation="relu", mask=np.zeros(size, np.uint8))
+        refuses(name, ValueError, rf"saved.mask \({size} bytes\)", x=x, dy=x.copy(), saved=saved, sums=sums, gamma=None)
+    saved = bn.Saved(right.mean, right.inv_std, activation="relu")
+    refuses(name, ValueError, "saved.mask is required with an activation", x=x, dy=x.copy(), saved=saved, sums=sums,
+            gamma=None)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", takers("saved"))
+def test_saved_weights(name):
+    """Backward checks forward's weights, which may have been made by hand."""
+    for case, (value, error, message) in BAD["weights"].items():
+        if case == "inf in float32":
+            continue
+        saved = bn.Saved([0] * 3, [1] * 3, count=np.full(3, 20.0), weights=value)
+        refuses(name, error, re.sub("of x,", f"of {data_of(name)},", message), saved=saved)
+    saved = bn.Saved([0] * 3, [1] * 3, weights=np.ones((4, 5)))
+    if name != "input_grad":  # which has the count of the sums
+        refuses(name, ValueError, "saved.count is required", saved=saved)
+
+
+def test_saved_made_by_hand():
+    for wrong, error, message in [
+        ({"activation": "gelu"}, ValueError, "activation 'gelu' is unknown"),
+        ({"activation": 3}, TypeError, "activation is int"),
+        ({"negative_slope": "a"}, TypeError, "negative_slope must be a number"),
+        ({"group_size": 0}, ValueError, "group_size must be at least 1, got 0"),
+        ({"group_size": 1.5}, TypeError, "group_size must be an int or None, got float"),
+        ({"mask": np.zeros(4)}, TypeError, "mask has dtype float64, expected uint8"),
+        ({"mask": np.zeros(4, bool)}, TypeError, "mask has dtype bool, expected uint8, 8 elements to the byte"),
+        ({"count": [1.0, -1, 2]}, (TypeError, ValueError), "count must"),
+        ({"count": np.array([1.0, -1, 2])}, ValueError, "count must not be negative, got -1"),
+        ({"count": np.ones(4)}, ValueError, r"count has shape \(4,\), expected mean's shape"),
+        ({"count": np.array([1.0, np.nan, 2])}, ValueError, "count must not be negative, got nan"),
+    ]:
+        with pytest.raises(error, match=message):
+            bn.Saved([0] * 3, [1] * 3, **wrong)
+    for slope in (np.nan, np.inf):
+        saved = bn.Saved([0] * 3, [1] * 3, activation="leaky_relu", negative_slope=slope, mask=np.zeros(12, np.uint8))
+        for name in takers("saved"):
+            refuses(name, ValueError, "negative_slope must be (finite|positive)", saved=saved)
+
+
+# --------------------------------------------------------------------------------------- in place, and from the output
+
+NOT_INVERTIBLE = {
+    "relu": ({"activation": "relu"}, "activation relu cannot be gone back through from its output"),
+    "slope 0": (LEAKY | {"negative_slope": 0}, "negative_slope must be positive.*got 0"),
+    "slope -0.5": (LEAKY | {"negative_slope": -0.5}, "negative_slope must be positive.*got -0.5"),
+    "gamma 0": ({"gamma": np.array([1, 0, 1], f32)}, "gamma must not be 0"),
+    "gamma -0": ({"gamma": [1.0, 1, -0.0]}, "gamma must not be 0"),
+    "gamma 0 for all": ({"gamma": 0}, "gamma must not be 0"),
+    "gamma subnormal": ({"gamma": np.array([1, 1e-40, 1], f32)}, r"gamma must not be 0 \(or so small"),
+    "gamma small in float64": ({"gamma": np.array([1, 1e-40, 1])}, r"gamma must not be 0 \(or so small"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_INVERTIBLE)
+def test_what_cannot_be_gone_back_through(case):
+    changes, message = NOT_INVERTIBLE[case]
+    refuses("batch_norm_inplace", ValueError, message, **changes)
+    mask = np.zeros(12, np.uint8) if "activation" in changes else None
+    settings = {k: v for k, v in changes.items() if k != "gamma"}
+    saved = bn.Saved([0] * 3, [1] * 3, mask=mask, **settings)
+    gamma = {"gamma": changes["gamma"]} if "gamma" in changes else {}
+    refuses("batch_norm_backward_from_output", ValueError, message, saved=saved, **gamma)
+
+
+def test_gamma_that_is_small_but_not_too_small():
+    x = good_arguments()["x"].astype(np.float64)
+    saved = bn.batch_norm_inplace(x, [1, 1e-300, -1e-40])
+    assert np.all(np.isfinite(bn.batch_norm_backward_from_output(x, x, saved, [1, 1e-300, -1e-40]).dgamma))
+
+
+def test_read_only_inplace():
+    x = good_arguments()["x"]
+    x.flags.writeable = False
+    refuses("batch_norm_inplace", ValueError, "x is read-only", x=x)
+    refuses("batch_norm_inplace", ValueError, "x is read-only", x=np.broadcast_to(f32(3), SHAPE))
+    base = np.ones((4, 1, 5), f32)
+    repeated = np.lib.stride_tricks.as_strided(base, SHAPE, (20, 0, 4))
+    with pytest.raises(ValueError, match=r"(x|out) has elements that share memory"):
+        bn.batch_norm_inplace(repeated)
+    assert np.all(base == 1)
+
+
+@pytest.mark.parametrize("argument", ["gamma", "beta", "weights"])
+def test_inplace_overlaps_a_parameter(argument):
+    x = np.abs(good_arguments()["x"])
+    value = x[0, :, 0] if argument != "weights" else x[:, 1]
+    refuses("batch_norm_inplace", ValueError, f"(x|out) overlaps {argument}", x=x, **{argument: value})
+
+
+def test_output_required_by_inference_backward():
+    for activation in ("relu", "leaky_relu"):
+        refuses("batch_norm_inference_backward", ValueError, "y, forward's output, is required with an activation",
+                activation=activation, y=None)  # fmt: skip
+    refuses("batch_norm_inference_backward", ValueError, "negative_slope must not be negative.*got -0.1",
+            negative_slope=-0.1, **LEAKY)  # fmt: skip
+    call("batch_norm_inference_backward", negative_slope=-0.1, activation="relu")  # has none
+    call("batch_norm_inference_backward", negative_slope=0, activation="leaky_relu")
+    for overlap in OVERLAPS.values():
+        y, out = overlap(memory(extra=1))
+        refuses("batch_norm_inference_backward", ValueError, "out overlaps y", y=y, out=out, **LEAKY)
+
+
+def test_empty_input_with_everything():
+    x = np.zeros((0, 3, 5), f32)
+    y, saved = bn.batch_norm(x, residual=x, activation="relu", weights=np.ones((0, 5)), group_size=2)
+    assert y.shape == x.shape
+    assert saved.mean.shape == saved.var.shape == (0, 3)
+    assert saved.mask.size == 0
+    grads = bn.batch_norm_backward(x, x, saved, need_dresidual=True)
+    assert grads.dx.shape == grads.dresidual.shape == x.shape
+    assert grads.dgamma.tolist() == grads.dbeta.tolist() == [0, 0, 0]
+    sums = bn.grad_sums(x, x, saved)
+    grads = bn.input_grad(x, x, saved, sums, need_dresidual=True)
+    assert grads.dgamma.tolist() == grads.dbeta.tolist() == [0, 0, 0]
+    for shape in ((4, 0, 5), (4, 3, 0)):
+        x = np.zeros(shape, f32)
+        y, saved = bn.batch_norm(x, residual=x, activation="relu", group_size=2, weights=np.ones((4, shape[2])))
+        assert saved.mean.shape == (2, shape[1])
+        grads = bn.batch_norm_backward(x, x, saved, need_dresidual=True)
+        assert grads.dgamma.tolist() == [0] * shape[1]
+        assert bn.moments(x, group_size=3).mean.shape == (2, shape[1])
+        saved = bn.batch_norm_inplace(x, **LEAKY)
+        assert bn.batch_norm_backward_from_output(x, x, saved).dgamma.tolist() == [0] * shape[1]
 
 
 # ---------------------------------------------------------------------------------- too few values, and none at all

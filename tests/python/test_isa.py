@@ -41,6 +41,23 @@ def test_functions_and_numbers(isa, tmp_path):
 
 
 @pytest.mark.parametrize("isa", ISAS[1:])
+def test_options(isa):
+    """Activations, residuals, weights, groups and in place, on small arrays and on each way through the library."""
+    files = ("test_epilogues.py", "test_weights.py", "test_groups.py", "test_inplace.py")
+    some = "test_product or test_mask or test_special or test_weight_zero or test_no_weight or test_one_group"
+    some += " or test_layouts or test_each_way or test_what_does_not or test_operands"
+    done = run_python(
+        *("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+        *("-c", str(HERE.parents[1] / "pyproject.toml"), "--rootdir", str(HERE.parents[1])),
+        *(*(str(HERE / file) for file in files), "-k", some),
+        timeout=900,
+        BATCHNORM_ISA=isa,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("isa", ISAS[1:])
 def test_traversals(isa):
     """Numbers and bits of every way through the box; the best instruction set has the whole file."""
     done = run_python(

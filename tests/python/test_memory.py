@@ -64,6 +64,21 @@ def test_the_measure_sees_a_copy():
     assert float(output_of(MEASURE.format(arrays=CASES["NCHW"], calls="y = x * 1"))) > 0.9
 
 
+EVERYTHING = "s = dict(activation='leaky_relu', residual=dy, weights=w, group_size=5, threads=2); "
+EVERYTHING += "y, saved = bn.batch_norm(x, out=out, **s); "
+EVERYTHING += "bn.batch_norm_backward(dy, x, saved, need_dresidual=True, out=(out, other), threads=2); "
+EVERYTHING += (
+    "bn.batch_norm_inference_backward(dy, x, 0, 1, y=y, activation='relu', need_dresidual=True, out=(out, other))"
+)
+
+
+@pytest.mark.parametrize("case", ["NCHW", "columns", "dy of another order", "strided out"])
+def test_nothing_is_copied_with_everything_on(case):
+    """But there is a mask of one bit for each element."""
+    weights = "; w = np.ones((32, 1, x.shape[2], x.shape[3]), np.float32); other = out_like(x)"
+    assert float(output_of(MEASURE.format(arrays=CASES[case] + weights, calls=EVERYTHING))) < 1 / 32 + 0.01
+
+
 def test_torch_tensors_are_not_copied():
     pytest.importorskip("torch")
     arrays = "import torch; x = torch.from_numpy(array(32, 64, 160, 160)); dy = x; out = torch.zeros_like(x)"

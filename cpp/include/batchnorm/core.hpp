@@ -167,7 +167,8 @@ struct Axes {
 // the groups as a leading axis.
 //
 // mask has a bit for each element, set where the activation let it through: mask_bytes() of them, in x's memory order,
-// each contiguous run of elements padded to whole bytes. It fits tensors of x's shape and strides.
+// each contiguous run of elements padded to whole bytes. Where gaps part the rows of a plane, as in a crop, the kept
+// axes are next to the rows: n, h, c, w for a crop of n, c, h, w. It fits tensors of x's shape and strides.
 struct MutStats {
     MutParam mean, inv_std, var;  // var is biased: divided by M
     MutParam count{};             // M, or W; may be one value, of rank 0, where there are no weights and no groups
@@ -323,7 +324,8 @@ BATCHNORM_API Status batch_norm_double_backward(const View& ddx, const View& dy,
                                                 const MutParam& dgamma, const Options& options = {}) noexcept;
 
 // The two halves of batch_norm, for statistics that come from more than one tensor. Fused and split calls on the
-// same tensor give the same bits. moments takes weights and group_size, normalize activation, residual and group_size.
+// same tensor give the same bits. moments takes weights and group_size, normalize activation, residual, group_size and,
+// only to check them, weights.
 BATCHNORM_API Status moments(const View& x, const Axes& axes, const MutMoments& out,
                              const Options& options = {}) noexcept;
 BATCHNORM_API Status normalize(const View& x, const Axes& axes, const Moments& moments, const Param& gamma,

@@ -151,20 +151,45 @@ int main(int argc, char**) {
                               bn::Op::normalize,
                               bn::Op::grad_sums,
                               bn::Op::input_grad};
-    std::size_t needed = 0;
+    // And with everything on: residuals in dy's place, weights, groups of 3 samples, a mask.
+    std::vector<float> weights(static_cast<std::size_t>(samples * plane), 0.5f), dresidual(n);
+    const bn::View weighing = bn::view(weights.data(), {samples, plane});
+    const bn::MutView dresiduals = bn::view(dresidual.data(), {samples, channels, plane});
+    constexpr int groups = 3;
+    std::vector<double> of_groups(groups * channels * 4);
+    const auto of_group = [&](int i) { return bn::view(of_groups.data() + i * groups * channels, {groups, channels}); };
+    bn::Options full = options, back = options;
+    full.activation = back.activation = bn::Activation::leaky_relu;
+    full.group_size = back.group_size = 3;
+    full.weights = back.weights = &weighing;
+    full.residual = &dys;
+    back.dresidual = &dresiduals;
+    std::size_t mask_bytes = 0, full_bytes = 0, back_bytes = 0;
+    if (!bn::core::mask_bytes(xs, 1, full, mask_bytes).ok() ||
+        !bn::core::workspace_bytes(bn::Op::batch_norm, xs, 1, full, full_bytes).ok() ||
+        !bn::core::workspace_bytes(bn::Op::batch_norm_backward, xs, 1, back, back_bytes).ok())
+        return 2;
+    std::vector<std::uint8_t> mask(mask_bytes);
+
+    std::size_t needed = std::max(full_bytes, back_bytes);
     for (const bn::Op op : ops) {
         std::size_t bytes = 0;
         if (!bn::core::workspace_bytes(op, xs, 1, options, bytes).ok()) return 2;
         needed = std::max(needed, bytes);
     }
     std::vector<unsigned char> workspace(needed);
-    options.workspace = {workspace.data(), workspace.size()};
+    options.workspace = full.workspace = back.workspace = {workspace.data(), workspace.size()};
 
     namespace core = bn::core;
     const int before = allocations;
     const bn::Stats saved = {means, inv_stds};
     std::size_t bytes = 0;
     const bn::Status statuses[] = {
+        core::mask_bytes(xs, 1, full, bytes),
+        core::batch_norm(xs, 1, gammas, {}, ys, {of_group(0), of_group(1), of_group(2), of_group(3), mask.data()},
+                         full),
+        core::batch_norm_backward(dys, xs, 1, {of_group(0), of_group(1), of_group(3), mask.data()}, gammas, dxs,
+                                  dgammas, dbetas, back),
         core::workspace_bytes(bn::Op::batch_norm, xs, 1, options, bytes),
         core::batch_norm(xs, 1, gammas, {}, ys, {means, inv_stds, vars}, options),
         core::batch_norm_backward(dys, xs, 1, saved, gammas, dxs, dgammas, dbetas, options),
@@ -187,6 +212,9 @@ int main(int argc, char**) {
         if (!status.ok()) return std::puts(status.message), 3;
     double sum = 0;
     for (const float value : y) sum += static_cast<double>(value);
+    for (std::size_t i = 0; i < groups * channels; ++i)
+        if (!(of_groups[3 * groups * channels + i] == (i < 2 * channels ? 75 : 50)))
+            return std::puts("wrong weights of groups"), 4;
     if (!isas || !(sum > -1e-2 && sum < 1e-2)) return std::puts("wrong results"), 4;  // beta is 0
     if (pool.runs() == 0) return std::puts("the executor was not used"), 5;
     std::printf("%s, %d allocations, %d runs of the executor\n", bn::isa(), counted, pool.runs());
