@@ -54,7 +54,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
         const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
         const Reduce terms(stages, read.group, k);
-        RowSums sums[most_alternate_block];
+        RowSums<Reduce::sums> sums[most_alternate_block];
         for (int64_t b = 0; b < reads; ++b) {
             sums[b].clear();
             terms.around(read.channels.begin + b, sums[b].around);

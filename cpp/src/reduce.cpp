@@ -84,7 +84,7 @@ void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, const Tiles
     const Box& box = terms.stages.box;
     const Uses uses(box, Terms::access);
     for (int64_t c = chunk.channels.begin; c < chunk.channels.end; ++c) {
-        RowSums sums;
+        RowSums<Terms::sums> sums;
         terms.around(c, sums.around);
         for (int round = 0; round < rounds; ++round) {
             sums.clear();

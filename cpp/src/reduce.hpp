@@ -6,8 +6,10 @@
 namespace batchnorm {
 
 // The accumulators of one channel in Pattern::row, and what differences are taken from, in the kernel's type for it.
+// No larger than need be: those of a block that alternates fill half of L1 as it is.
+template <int count>
 struct RowSums {
-    alignas(64) double sums[sum_count][kernels::row_accumulators];
+    alignas(64) double sums[count][kernels::row_accumulators];
     alignas(double) char around[sizeof(double)];
 
     void clear() noexcept {
@@ -62,7 +64,7 @@ struct MomentSums {
     void around(int64_t c, void* to) const noexcept;
     // The same of each lane of some channels, `fold` times over: in memory, unless they lie so in x.
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    kernels::RowMomentsArgs row_args(const Span& span, RowSums& to) const noexcept {
+    kernels::RowMomentsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
         return {span.data[role_x], span.stride[role_x], span.rows, span.n, to.around, to.sums[0], to.sums[1]};
     }
     void add(const kernels::RowMomentsArgs& args) const noexcept { stages.kernels.row_moments(args); }
@@ -92,7 +94,7 @@ struct WeightedMomentSums {
     double pivot(int64_t c) const noexcept { return pivots.value(pivots.of_some_weight(c)); }
     void around(int64_t c, void* to) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    kernels::RowWeightedMomentsArgs row_args(const Span& span, RowSums& to) const noexcept {
+    kernels::RowWeightedMomentsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
         return {span.data[role_x],
                 span.stride[role_x],
                 span.data[role_weights],
@@ -137,7 +139,7 @@ struct ProductSums {
 
     void around(int64_t c, void* to) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    kernels::RowGradSumsArgs row_args(const Span& span, RowSums& to) const noexcept {
+    kernels::RowGradSumsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
         return {span.data[u],
                 span.stride[u],
                 span.data[z],
@@ -179,7 +181,7 @@ void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int work
 
 // From a channel's accumulators to its slots of chunk k. Whether they must be added up once more, around its mean.
 template <class Terms>
-bool finish_row(const Terms& terms, RowSums& sums, int64_t g, int64_t k, int64_t c) noexcept {
+bool finish_row(const Terms& terms, RowSums<Terms::sums>& sums, int64_t g, int64_t k, int64_t c) noexcept {
     Sums to = {};
     for (int i = 0; i < Terms::sums; ++i) {
         to[i] = terms.stages.memory.slot(i, g, k) + c;
