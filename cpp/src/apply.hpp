@@ -110,7 +110,7 @@ inline bool streams(const Stages& stages, const Span& span) noexcept {
     const int64_t unit = item_size(stages.box.dtype), row_bytes = span.n * unit;
     const auto ends =
         reinterpret_cast<std::uintptr_t>(span.data[role_out]) | static_cast<std::uintptr_t>(span.stride[role_out]);
-    if (row_bytes >= 4096) return ends % static_cast<std::uintptr_t>(unit) == 0;
+    if (row_bytes >= 2048) return ends % static_cast<std::uintptr_t>(unit) == 0;
     return ends % 64 == 0 && row_bytes % 64 == 0;
 }
 

@@ -1,7 +1,7 @@
 // alternate: reduces one row and writes another, of the same length, in turns.
 //
 // Reading waits for memory, and so does writing past the caches, but not for the same thing: in turns of a KB both
-// together take little longer than either. They share the loop alone; the sums stay in registers all along.
+// together take little longer than either. They share the loop alone.
 #pragma once
 
 #include "grad_sums-inl.hpp"
@@ -22,6 +22,9 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
     // What is written is cut where a vector of the output starts.
     const int64_t head = head_of(writer.out(0), turn), n = read.n;
     int64_t written = 0;
+    // The line that a streamed row shares with the next one is written through the caches: its old content must come,
+    // and stores behind it would wait for that.
+    if (write.stream) __builtin_prefetch(writer.out(0) + n, 1, 3);
     for (int64_t i = 0; i < n; i += turn) {
         const int64_t end = i + turn < n ? i + turn : n, until = end + head < n ? end + head : n;
         reader.add(0, i, end);
