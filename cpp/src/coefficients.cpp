@@ -1,5 +1,6 @@
 // From statistics and parameters to what the kernels look up.
 #include <cmath>
+#include <limits>
 
 #include "stages.hpp"
 
@@ -25,15 +26,22 @@ template <class T>
 struct Coefficients {
     T* __restrict values[coefficient_count];
     const int64_t channels, end;
+    const bool plain_nans;
 
     Coefficients(const Stages& stages, int64_t g) noexcept
-        : channels(stages.box.channels()), end(Memory::coefficient_pitch(stages.box)) {
+        : channels(stages.box.channels()),
+          end(Memory::coefficient_pitch(stages.box)),
+          plain_nans(stages.box.dtype == DType::bf16) {
         for (int i = 0; i < coefficient_count; ++i)
             values[i] = static_cast<T*>(stages.memory.coefficients[i]) + g * end;
     }
 
-    // Goes on where the lanes do, repeating.
-    void pad(int count, Range written) const noexcept {
+    // Goes on where the lanes do, repeating. A NaN that a caller brought may have any bits; kernels that round to
+    // bfloat16 want them to be 0 in the lower half.
+    void finish(int count, Range written) const noexcept {
+        for (int i = 0; i < count && plain_nans; ++i)
+            for (int64_t c = written.begin; c < written.end; ++c)
+                if (std::isnan(values[i][c])) values[i][c] = std::numeric_limits<T>::quiet_NaN();
         for (int64_t at = channels; at < end; ++at)
             for (int i = 0; i < count && at % channels >= written.begin && at % channels < written.end; ++i)
                 values[i][at] = values[i][at % channels];
@@ -62,7 +70,7 @@ void normalize_coefficients_of(const Stages& stages, int64_t g, Range channels, 
         coefficients.values[1][c] = static_cast<T>(scale);
         coefficients.values[2][c] = static_cast<T>(beta[s] - lo * scale);
     }
-    coefficients.pad(3, channels);
+    coefficients.finish(3, channels);
 }
 
 // With xhat = (x - mean) * r, and dx = scale * (dy - mean of dy - xhat * mean of dy * xhat).
@@ -87,7 +95,7 @@ void input_grad_coefficients_of(const Stages& stages, int64_t g, Range channels,
         coefficients.values[4][c] = static_cast<T>(slope);
         coefficients.values[5][c] = static_cast<T>(-scale * dy_lo - slope * (lo * r));
     }
-    coefficients.pad(6, channels);
+    coefficients.finish(6, channels);
 }
 
 // That of a direction: tgamma * xhat + tbeta comes in addition.
@@ -109,7 +117,7 @@ void jvp_coefficients_of(const Stages& stages, int64_t g, Range channels, const 
         coefficients.values[4][c] = static_cast<T>(slope);
         coefficients.values[5][c] = static_cast<T>(tbeta[s] - scale * direction.lo - slope * (mean.lo * r));
     }
-    coefficients.pad(6, channels);
+    coefficients.finish(6, channels);
 }
 
 // With p and q the means of v * xhat and dy * xhat, k that of (v - its mean) * dy, less p * q, and a = gamma *
@@ -138,7 +146,7 @@ void double_backward_coefficients_of(const Stages& stages, int64_t g, Range chan
         coefficients.values[7][c] = v.hi;
         m.sum_dy_v[s] = n * r * k;
     }
-    coefficients.pad(8, channels);
+    coefficients.finish(8, channels);
 }
 
 template <class T>
@@ -150,7 +158,7 @@ void scale_coefficients_of(const Stages& stages, int64_t g, Range channels, cons
         coefficients.values[1][c] = static_cast<T>(gamma[s] * stages.memory.inv_std[s]);
         coefficients.values[2][c] = 0;
     }
-    coefficients.pad(3, channels);
+    coefficients.finish(3, channels);
 }
 
 template <class T>
@@ -161,7 +169,7 @@ void scale_activated_coefficients_of(const Stages& stages, int64_t g, Range chan
         for (T* values : coefficients.values) values[c] = 0;
         coefficients.values[3][c] = static_cast<T>(gamma[s] * stages.memory.inv_std[s]);
     }
-    coefficients.pad(6, channels);
+    coefficients.finish(6, channels);
 }
 
 }  // namespace

@@ -29,12 +29,13 @@ class InputGradient {
         const More more(args_, row, begin);
         const RowWriter<T, flavour> dx{row_at<T>(args_.dx, args_.dx_stride, row) + begin, args_.stream};
         const bool goes_on = row + row_distance < args_.rows;
-        const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
-            if (goes_on) {
-                prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
-                prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
-            }
-            Vec<A> gradient = load(dy + i, left...), input = load(x + i, left...);
+        const auto fetch = [&](int64_t i) __attribute__((always_inline)) {
+            if (!goes_on) return;
+            prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
+            prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
+        };
+        const auto value_of = [&](Vec<A> gradient, Vec<A> input, int64_t i, int64_t channel,
+                                  auto... left) __attribute__((always_inline)) {
             more.pass_back(gradient, input, i, left...);
             const Vec<A> xhat = (input - hi_.at(channel, left...)) * inv_std_.at(channel, left...);
             Vec<A> dy_hi = dy_hi_.at(channel, left...);
@@ -42,9 +43,25 @@ class InputGradient {
             if (flavour == Flavour::full && args_.ignores_x) rest = c_.at(channel, left...);
             more.weigh(dy_hi, rest, i, left...);
             more.add(rest, i, channel, left...);
-            dx.write(fma(a_.at(channel, left...), gradient - dy_hi, rest), i, left...);
+            return fma(a_.at(channel, left...), gradient - dy_hi, rest);
         };
-        for_each_vector<Vec<A>::width>(end - begin, dx.head(end - begin), args_.period, step);
+        const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
+            fetch(i);
+            dx.write(value_of(load(dy + i, left...), load(x + i, left...), i, channel, left...), i, left...);
+        };
+        const int head = dx.head(end - begin);
+        if constexpr (dx.template apart<pattern>) {
+            for_each_two<Vec<A>::width>(
+                end - begin, head, dx.needs_one_more(head), step, [&](int64_t i) __attribute__((always_inline)) {
+                    fetch(i);
+                    Vec<A> gradient[2], input[2];
+                    load_apart(dy + i, gradient[0], gradient[1]);
+                    load_apart(x + i, input[0], input[1]);
+                    dx.write_apart(value_of(gradient[0], input[0], i, 0), value_of(gradient[1], input[1], i, 0), i);
+                });
+        } else {
+            for_each_vector<Vec<A>::width>(end - begin, head, args_.period, step);
+        }
     }
 
   private:

@@ -30,10 +30,8 @@ class Normalizer {
         }
         const RowWriter<T, flavour> y{row_at<T>(args_.y, args_.y_stride, row) + begin, args_.stream};
         const bool goes_on = row + row_distance < args_.rows;
-        const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
-            if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
-            const Vec<A> difference = load(x + i, left...) - hi_.at(channel, left...);
-            Vec<A> v = fma(difference, scale_.at(channel, left...), shift_.at(channel, left...));
+        const auto value_of = [&](Vec<A> v, int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
+            v = fma(v - hi_.at(channel, left...), scale_.at(channel, left...), shift_.at(channel, left...));
             if constexpr (flavour == Flavour::full) {
                 if (residual) v = v + load(residual + i, left...);
                 if (args_.activates) {
@@ -42,9 +40,24 @@ class Normalizer {
                     v = select(through, v, scaled(v, args_.slope));
                 }
             }
-            y.write(v, i, left...);
+            return v;
         };
-        for_each_vector<Vec<A>::width>(end - begin, y.head(end - begin), args_.period, step);
+        const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
+            if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
+            y.write(value_of(load(x + i, left...), i, channel, left...), i, left...);
+        };
+        const int head = y.head(end - begin);
+        if constexpr (y.template apart<pattern>) {
+            for_each_two<Vec<A>::width>(
+                end - begin, head, y.needs_one_more(head), step, [&](int64_t i) __attribute__((always_inline)) {
+                    if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
+                    Vec<A> even, odd;
+                    load_apart(x + i, even, odd);
+                    y.write_apart(value_of(even, i, 0), value_of(odd, i, 0), i);
+                });
+        } else {
+            for_each_vector<Vec<A>::width>(end - begin, head, args_.period, step);
+        }
     }
 
   private:

@@ -113,6 +113,25 @@ template <int width, class Step>
     if (i < n) step(i, channel, static_cast<int>(n - i));
 }
 
+// The same for rows of one channel, two vectors at a time: two_steps(i), from where `alone`, for one vector more, has
+// brought i to what two of them need.
+template <int width, class Step, class TwoSteps>
+[[gnu::always_inline]] inline void for_each_two(int64_t n, int head, bool alone, const Step& step,
+                                                const TwoSteps& two_steps) {
+    int64_t i = head;
+    if (head > 0) step(0, 0, head);
+    if (alone && i + width <= n) {
+        step(i, 0);
+        i += width;
+    }
+    for (; i + 2 * width <= n; i += 2 * width) two_steps(i);
+    if (i + width <= n) {
+        step(i, 0);
+        i += width;
+    }
+    if (i < n) step(i, 0, static_cast<int>(n - i));
+}
+
 // A number that the compiler knows.
 template <int n>
 struct Count {
@@ -213,6 +232,21 @@ struct RowWriter {
             store(v, row + i);
     }
     void write(Vec<Arithmetic<T>> v, int64_t i, int n) const { store(v, row + i, n); }
+
+    // Whether elements are written two vectors at a time, the even ones and the odd ones.
+    template <Pattern pattern>
+    static constexpr bool apart = flavour != Flavour::full && pattern == Pattern::row &&
+                                  requires(T* p, Vec<Arithmetic<T>> v) { store_apart(v, v, p); };
+    bool needs_one_more(int head) const {
+        constexpr auto bytes = static_cast<std::uintptr_t>(2 * Vec<Arithmetic<T>>::width) * sizeof(T);
+        return past_caches() && reinterpret_cast<std::uintptr_t>(row + head) % bytes != 0;
+    }
+    void write_apart(Vec<Arithmetic<T>> even, Vec<Arithmetic<T>> odd, int64_t i) const {
+        if constexpr (flavour == Flavour::streaming)
+            stream_apart(even, odd, row + i);
+        else
+            store_apart(even, odd, row + i);
+    }
 };
 
 // A per-channel value, in the type of the arithmetic: one for the whole row, or one for each of its elements.

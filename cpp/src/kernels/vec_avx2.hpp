@@ -101,13 +101,16 @@ inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n
 inline __m128i halves(Vec<float> v, const Half*) {
     return _mm256_cvtps_ph(v.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+// To the upper 16 bits; a NaN may overflow.
+inline __m256i rounded(__m256i bits) {
+    const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+}
 inline __m128i halves(Vec<float> v, const BFloat16*) {
     const __m256i bits = _mm256_castps_si256(v.r);
-    const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
     const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v.r, v.r, _CMP_UNORD_Q));
-    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded(bits), quiet, nan), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
 }
 
@@ -128,5 +131,23 @@ void stream_halves(Vec<float> v, T* p) {
 }
 inline void stream(Vec<float> v, Half* p) { stream_halves(v, p); }
 inline void stream(Vec<float> v, BFloat16* p) { stream_halves(v, p); }
+
+// Twice as many bfloat16, the even ones and the odd ones: they need not be packed, and a NaN is not looked for. One
+// that came from 16 bits, or that an operation made, has no bits to round.
+inline void load_apart(const BFloat16* p, Vec<float>& even, Vec<float>& odd) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even.r = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    odd.r = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(~0xffff)));
+}
+inline __m256i together(Vec<float> even, Vec<float> odd) {
+    const __m256i lower = _mm256_srli_epi32(rounded(_mm256_castps_si256(even.r)), 16);
+    return _mm256_blend_epi16(lower, rounded(_mm256_castps_si256(odd.r)), 0xaa);
+}
+inline void store_apart(Vec<float> even, Vec<float> odd, BFloat16* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), together(even, odd));
+}
+inline void stream_apart(Vec<float> even, Vec<float> odd, BFloat16* p) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), together(even, odd));
+}
 
 }  // namespace

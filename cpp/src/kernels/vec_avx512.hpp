@@ -92,12 +92,15 @@ inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n
 inline __m256i halves(Vec<float> v, const Half*) {
     return _mm512_cvtps_ph(v.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+// To the upper 16 bits; a NaN may overflow.
+inline __m512i rounded(__m512i bits) {
+    const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+}
 inline __m256i halves(Vec<float> v, const BFloat16*) {
     const __m512i bits = _mm512_castps_si512(v.r);
-    const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
     const __mmask16 nan = _mm512_cmp_ps_mask(v.r, v.r, _CMP_UNORD_Q);
-    const __m512i chosen = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    const __m512i chosen = _mm512_mask_or_epi32(rounded(bits), nan, bits, _mm512_set1_epi32(0x400000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
 }
 
@@ -118,5 +121,23 @@ void stream_halves(Vec<float> v, T* p) {
 }
 inline void stream(Vec<float> v, Half* p) { stream_halves(v, p); }
 inline void stream(Vec<float> v, BFloat16* p) { stream_halves(v, p); }
+
+// Twice as many bfloat16, the even ones and the odd ones: they need not be packed, and a NaN is not looked for. One
+// that came from 16 bits, or that an operation made, has no bits to round.
+inline void load_apart(const BFloat16* p, Vec<float>& even, Vec<float>& odd) {
+    const __m512i both = _mm512_loadu_si512(p);
+    even.r = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    odd.r = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(~0xffff)));
+}
+inline __m512i together(Vec<float> even, Vec<float> odd) {
+    const __m512i lower = _mm512_srli_epi32(rounded(_mm512_castps_si512(even.r)), 16);
+    constexpr int bits_of_second = 0xd8;  // where the mask, the third, has them; else those of the first
+    return _mm512_ternarylogic_epi32(lower, rounded(_mm512_castps_si512(odd.r)), _mm512_set1_epi32(~0xffff),
+                                     bits_of_second);
+}
+inline void store_apart(Vec<float> even, Vec<float> odd, BFloat16* p) { _mm512_storeu_si512(p, together(even, odd)); }
+inline void stream_apart(Vec<float> even, Vec<float> odd, BFloat16* p) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), together(even, odd));
+}
 
 }  // namespace
