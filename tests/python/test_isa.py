@@ -1,6 +1,5 @@
 """Every instruction set that this machine has, each in a process of its own, since a process uses one."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def test_functions_and_numbers(isa, tmp_path):
         timeout=900,
         BATCHNORM_ISA=isa,
         BATCHNORM_NUM_THREADS="1",
-        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        modules=tmp_path,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert f"computed with {isa}\n" in done.stdout
