@@ -4,7 +4,7 @@ import subprocess
 
 import cpp_build
 import pytest
-from cpp_build import ROOT, cmake_build, ctest, isas, run, tool
+from cpp_build import ROOT, cmake_build, ctest, isas, rebuilt, run, tool
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_failures_are_failures(dev):
         run(dev / "tests/cpp/test_batchnorm_hpp", BATCHNORM_ISA="scalar", BATCHNORM_TEST_ISA="other")
 
 
-def test_posix_threads(tmp_path):
-    build = cmake_build(ROOT, tmp_path, "--preset", "dev", "-DBATCHNORM_OPENMP=OFF")
+def test_posix_threads(dev, tmp_path):
+    build = rebuilt(dev, tmp_path / "build", "--preset", "dev", "-DBATCHNORM_OPENMP=OFF")
     assert "threads by POSIX threads" in run(build / "tests/cpp/test_batchnorm_hpp")
     ctest(build)
 
