@@ -1,10 +1,11 @@
 """The C++ tests: on each instruction set, without OpenMP, under sanitizers and on emulated processors."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import cpp_build
 import pytest
-from cpp_build import ROOT, cmake_build, ctest, isas, rebuilt, run, tool
+from cpp_build import JOBS, ROOT, cmake_build, ctest, isas, rebuilt, run, tool
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,14 @@ def test_processor_without_avx2(dev):
     if "avx2" not in isas():
         pytest.skip("not an x86-64 build")
     nehalem = [tool("qemu-x86_64"), "-cpu", "Nehalem"]
-    for binary in sorted((dev / "tests/cpp").glob("test_*")):
+
+    def emulate(binary):
         if binary.name == "test_unavailable":
             run(*nehalem, binary, BATCHNORM_ISA="avx2")
         else:
             run(*nehalem, binary, BATCHNORM_TEST_ISA="scalar", BATCHNORM_TEST_QUICK="1")
+
+    binaries = sorted((dev / "tests/cpp").glob("test_*"))
+    assert len(binaries) > 1
+    with ThreadPoolExecutor(int(JOBS)) as pool:
+        list(pool.map(emulate, binaries))
