@@ -36,6 +36,13 @@ def cmake_build(source, build, *options):
     return build
 
 
+def rebuilt(build, copy, *options):
+    """A build with other options, of a copy: what they do not change is not compiled again."""
+    shutil.copytree(build, copy)
+    (copy / "CMakeCache.txt").unlink()  # which is bound to its folder
+    return cmake_build(ROOT, copy, *options)
+
+
 _made = {}
 
 

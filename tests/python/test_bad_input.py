@@ -13,20 +13,26 @@ from checks import same_bits
 import batchnorm as bn
 
 SHAPE = (4, 3, 5)
+OUTPUTS = ("out", "ddy", "dx")
+LIKE_X = ("dy", "residual", "tx", "ddx")
+PARAMETERS = ("gamma", "beta", "mean", "var", "tgamma", "tbeta", "ddgamma", "ddbeta")
 
 
 def good_arguments():
     """A value for every argument that a function may have, and an out full of sevens."""
     rng = np.random.default_rng(0)
-    x, dy = rng.normal(0, 1, (2, *SHAPE)).astype(np.float32)
+    x, dy, tx, ddx = rng.normal(0, 1, (4, *SHAPE)).astype(np.float32)
     y, saved = bn.batch_norm(x)
     arguments = {
         "x": x,
         "dy": dy,
         "y": y,
         "residual": dy.copy(),
+        "tx": tx,
+        "ddx": ddx,
         "gamma": np.ones(3, np.float32),
         "beta": np.zeros(3, np.float32),
+        **{name: np.ones(3, np.float32) for name in ("tgamma", "tbeta", "ddgamma", "ddbeta")},
         "mean": np.zeros(3, np.float32),
         "var": np.ones(3, np.float32),
         "saved": saved,
@@ -40,9 +46,15 @@ def good_arguments():
         "negative_slope": 0.01,
         "need_dresidual": False,
         "threads": None,
-        "out": np.full(SHAPE, 7, np.float32),
+        **{output: np.full(SHAPE, 7, np.float32) for output in OUTPUTS},
     }
     return arguments
+
+
+def batch_norm_double_backward(ddx, dy, x, saved, gamma, ddgamma, ddbeta, ddy, dx, threads):
+    """The function with an argument for each output, which its messages name."""
+    options = {"ddgamma": ddgamma, "ddbeta": ddbeta, "out": (ddy, dx), "threads": threads}
+    return bn.batch_norm_double_backward(ddx, dy, x, saved, gamma, **options)
 
 
 FUNCTIONS = {
@@ -58,6 +70,8 @@ FUNCTIONS = {
         bn.input_grad,
         bn.batch_norm_inplace,
         bn.batch_norm_backward_from_output,
+        bn.batch_norm_jvp,
+        batch_norm_double_backward,
     )
 }
 
@@ -65,6 +79,11 @@ FUNCTIONS = {
 def takers(*arguments):
     """The names of the functions that take them all."""
     return [name for name, (_, parameters) in FUNCTIONS.items() if set(arguments) <= set(parameters)]
+
+
+def writers(*arguments):
+    """Pairs of the functions that take them all with each array that these may be asked to write to."""
+    return [(name, output) for output in OUTPUTS for name in takers(*arguments, output)]
 
 
 def data_of(name):
@@ -80,9 +99,8 @@ def call(name, **changes):
 
 def refuses(name, error, message, **changes):
     """Calling the function with the changes raises the error and writes nothing."""
-    out = changes.get("out")
-    if not isinstance(out, np.ndarray):
-        out = changes.setdefault("out", np.full(np.shape(changes.get(data_of(name), np.empty(SHAPE))), 7, np.float32))
+    for output in OUTPUTS:
+        changes.setdefault(output, np.full(np.shape(changes.get(data_of(name), np.empty(SHAPE))), 7, np.float32))
     changes = good_arguments() | changes
     outs = changes["out"] if isinstance(changes["out"], tuple) else ()
     arrays = changes | {f"out[{i}]": out for i, out in enumerate(outs)}
@@ -98,11 +116,11 @@ def refuses(name, error, message, **changes):
 
 def test_the_good_arguments_are_good():
     for name, (_, parameters) in FUNCTIONS.items():
-        out = np.full(SHAPE, 7, np.float32)
-        arguments = good_arguments() | {"out": out}
+        arguments = good_arguments()
         x = arguments["x"].copy()
         call(name, **arguments)
-        assert np.all(out == 7) == ("out" not in parameters)
+        for output in OUTPUTS:
+            assert np.all(arguments[output] == 7) == (output not in parameters)
         assert np.array_equal(arguments["x"], x) == (name != "batch_norm_inplace")
 
 
@@ -147,9 +165,10 @@ BAD = {
             **{
                 k: (v, TypeError, f"{like_x} is .*expected a NumPy array.*asarray")
                 for k, v in NO_ARRAY.items()
-                if k != "None" or like_x == "dy"
+                if k != "None" or like_x != "residual"
             },
             "masked": (np.ma.zeros(SHAPE, f32), TypeError, f"{like_x} is a masked array"),
+            "rank 9": (np.zeros((1,) * 9, f32), ValueError, f"{like_x} has 9 axes, expected at most 8"),
             "another type": (np.zeros(SHAPE), TypeError, f"{like_x} is float64, expected x's type float32"),
             "half": (np.zeros(SHAPE, np.float16), TypeError, f"{like_x} is float16, expected x's type float32"),
             "bfloat16": (np.zeros(SHAPE, bf16), TypeError, f"{like_x} is bfloat16, expected x's type float32"),
@@ -157,7 +176,7 @@ BAD = {
             "another rank": (np.zeros((4, 3), f32), ValueError, rf"{like_x} has shape \(4, 3\).*\(4, 3, 5\)"),
             "broadcastable": (np.zeros((1, 3, 1), f32), ValueError, rf"{like_x} has shape \(1, 3, 1\).*\(4, 3, 5\)"),
         }
-        for like_x in ("dy", "residual")
+        for like_x in LIKE_X
     },
     "axis": {
         "3": (3, ValueError, r"axis 3 is out of range.*\(4, 3, 5\)"),
@@ -222,16 +241,19 @@ BAD = {
         "2**40": (2**40, ValueError, "threads must be from 1"),
         **{repr(n): (n, TypeError, "threads must be an int or None, got") for n in ("a", 1.5, [2])},
     },
-    "out": {
-        "list": ([], TypeError, "out is list, expected a NumPy array"),
-        "masked": (np.ma.zeros(SHAPE, f32), TypeError, "out is a masked array"),
-        "int": (np.full(SHAPE, 7), TypeError, "out has dtype .*expected float32, float64, float16 or bfloat16"),
-        "another type": (np.full(SHAPE, 7.0), TypeError, "out is float64, expected x's type float32"),
-        "half": (np.full(SHAPE, 7, np.float16), TypeError, "out is float16, expected x's type float32"),
-        "bfloat16": (np.full(SHAPE, 7, bf16), TypeError, "out is bfloat16, expected x's type float32"),
-        "another shape": (np.full((4, 3, 6), 7, f32), ValueError, r"out has shape \(4, 3, 6\).*\(4, 3, 5\)"),
-        "another rank": (np.full((4, 3, 5, 1), 7, f32), ValueError, r"out has shape \(4, 3, 5, 1\).*\(4, 3, 5\)"),
-        "transposed": (np.full((5, 3, 4), 7, f32), ValueError, r"out has shape \(5, 3, 4\).*\(4, 3, 5\)"),
+    **{
+        out: {
+            "list": ([], TypeError, f"{out} is list, expected a NumPy array"),
+            "masked": (np.ma.zeros(SHAPE, f32), TypeError, f"{out} is a masked array"),
+            "int": (np.full(SHAPE, 7), TypeError, f"{out} has dtype .*expected float32, float64, float16 or bfloat16"),
+            "another type": (np.full(SHAPE, 7.0), TypeError, f"{out} is float64, expected x's type float32"),
+            "half": (np.full(SHAPE, 7, np.float16), TypeError, f"{out} is float16, expected x's type float32"),
+            "bfloat16": (np.full(SHAPE, 7, bf16), TypeError, f"{out} is bfloat16, expected x's type float32"),
+            "another shape": (np.full((4, 3, 6), 7, f32), ValueError, rf"{out} has shape \(4, 3, 6\).*\(4, 3, 5\)"),
+            "another rank": (np.full((4, 15), 7, f32), ValueError, rf"{out} has shape \(4, 15\).*\(4, 3, 5\)"),
+            "transposed": (np.full((5, 3, 4), 7, f32), ValueError, rf"{out} has shape \(5, 3, 4\).*\(4, 3, 5\)"),
+        }
+        for out in OUTPUTS
     },
     **{
         param: {
@@ -249,7 +271,7 @@ BAD = {
             "function": (len, TypeError, f"{param} is builtin"),
             "masked": (np.ma.ones(3, f32), TypeError, f"{param} is a masked array"),
         }
-        for param in ("gamma", "beta", "mean", "var")
+        for param in PARAMETERS
     },
     "saved": {
         "too long": (bn.Saved([0] * 4, [1] * 4), ValueError, r"saved.(mean|inv_std) has shape \(4,\), expected \(3,\)"),
@@ -320,26 +342,26 @@ def memory(shape=SHAPE, extra=0):
 
 
 def test_functions_with_out():
-    assert len(takers("out")) == 7
+    assert len(writers()) == 10
     assert len(takers("need_dresidual")) == 3
 
 
-@pytest.mark.parametrize("name", takers("out"))
-def test_read_only_out(name):
+@pytest.mark.parametrize(("name", "output"), writers())
+def test_read_only_out(name, output):
     out = np.full(SHAPE, 7, f32)
     out.flags.writeable = False
-    refuses(name, ValueError, "out is read-only", out=out)
+    refuses(name, ValueError, f"{output} is read-only", **{output: out})
 
 
-@pytest.mark.parametrize("name", takers("out"))
+@pytest.mark.parametrize(("name", "output"), writers())
 @pytest.mark.parametrize("shape", [(1, 3, 5), (4, 1, 5), (4, 3, 1), (1, 1, 1)])
-def test_out_with_elements_in_one_place(name, shape):
+def test_out_with_elements_in_one_place(name, output, shape):
     out = np.lib.stride_tricks.as_strided(
         np.full(shape, 7, f32), SHAPE, np.broadcast_to(np.empty(shape, f32), SHAPE).strides
     )
-    refuses(name, ValueError, "out has elements that share memory", out=out)
+    refuses(name, ValueError, f"{output} has elements that share memory", **{output: out})
     windows = np.lib.stride_tricks.as_strided(np.full(40, 7, f32), SHAPE, (24, 8, 4))
-    refuses(name, ValueError, "out has elements that share memory", out=windows)
+    refuses(name, ValueError, f"{output} has elements that share memory", **{output: windows})
 
 
 OVERLAPS = {
@@ -353,25 +375,30 @@ OVERLAPS = {
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
 @pytest.mark.parametrize(
-    ("name", "argument"),
+    ("name", "output", "argument"),
     [
-        (n, a)
-        for a in ("x", "dy", "residual", "y")
-        for n in takers(a, "out")
-        if (n, a) != ("batch_norm_inference_backward", "y")  # where it is read with an activation only
+        (*pair, a)
+        for a in ("x", "y", *LIKE_X)
+        for pair in writers(a)
+        if (pair[0], a) != ("batch_norm_inference_backward", "y")  # where it is read with an activation only
     ],
 )
-def test_out_overlaps_an_input(name, argument, overlap):
+def test_out_overlaps_an_input(name, output, argument, overlap):
     value, out = OVERLAPS[overlap](memory(extra=1))
-    refuses(name, ValueError, f"out overlaps {argument}", **{argument: value, "out": out})
+    refuses(name, ValueError, f"{output} overlaps {argument}", **{argument: value, output: out})
 
 
-@pytest.mark.parametrize(
-    ("name", "argument"), [(n, a) for a in ("gamma", "beta", "mean", "var") for n in takers(a, "out")]
-)
-def test_out_overlaps_a_parameter(name, argument):
+@pytest.mark.parametrize(("name", "output", "argument"), [(*pair, a) for a in PARAMETERS for pair in writers(a)])
+def test_out_overlaps_a_parameter(name, output, argument):
     out = memory().reshape(SHAPE)
-    refuses(name, ValueError, f"out overlaps {argument}", **{argument: out[0, :, 0], "out": out})
+    refuses(name, ValueError, f"{output} overlaps {argument}", **{argument: out[0, :, 0], output: out})
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_outputs_overlap(overlap):
+    ddy, dx = OVERLAPS[overlap](memory(extra=1))
+    refuses("batch_norm_double_backward", ValueError, "the outputs ddy and dx overlap", ddy=ddy, dx=dx)
+    refuses("batch_norm_double_backward", ValueError, "the outputs ddy and dx overlap", ddy=ddy, dx=ddy)
 
 
 INTERLEAVED = {
@@ -386,31 +413,31 @@ INTERLEAVED = {
 
 
 @pytest.mark.parametrize("views", INTERLEAVED)
-@pytest.mark.parametrize("name", takers("out"))
-def test_interleaved_views_are_fine(name, views):
+@pytest.mark.parametrize(("name", "output"), writers())
+def test_interleaved_views_are_fine(name, output, views):
     buffer = np.full((2, 4, 6, 10), 7, f32)
     x, out, dy = INTERLEAVED[views](buffer)
     arguments = good_arguments()
     x[...], dy[...] = arguments["x"], arguments["dy"]
-    want, got = call(name, out=None), call(name, x=x, dy=dy, out=out)
+    want, got = call(name, **{output: None}), call(name, x=x, dy=dy, **{output: out})
     for result in (want, got):
         assert result is not None
-    assert np.array_equal(out, want if isinstance(want, np.ndarray) else want[0])
+    assert np.array_equal(out, want if isinstance(want, np.ndarray) else want[output == "dx"])
     assert np.array_equal(x, arguments["x"])
     assert np.array_equal(dy, arguments["dy"])
 
 
-@pytest.mark.parametrize("name", takers("out"))
-def test_out_may_be_interleaved_with_a_parameter(name):
+@pytest.mark.parametrize(("name", "output"), writers())
+def test_out_may_be_interleaved_with_a_parameter(name, output):
     buffer = np.full((4, 3, 6), 1, f32)
-    parameters = {p: buffer[0, :, 5] for p in ("gamma", "beta", "mean", "var") if p in FUNCTIONS[name][1]}
-    call(name, out=buffer[..., :5], **parameters)
+    parameters = {p: buffer[0, :, 5] for p in PARAMETERS if p in FUNCTIONS[name][1]}
+    call(name, **{output: buffer[..., :5]}, **parameters)
     assert np.all(buffer[..., 5] == 1)
 
 
 # ----------------------------------------------------------------------------------------------------- other kinds
 
-MIXED = [(n, a) for a in ("dy", "residual", "out", "gamma", "beta", "mean", "var") for n in takers(a)]
+MIXED = [(n, a) for a in (*LIKE_X, *OUTPUTS, *PARAMETERS) for n in takers(a)]
 
 
 @pytest.mark.parametrize(("name", "argument"), MIXED)
@@ -423,7 +450,7 @@ def test_mixed_kinds(name, argument):
         call(name, **{data_of(name): torch.from_numpy(arguments["x"])})
 
 
-@pytest.mark.parametrize("argument", ["x", "dy", "residual", "y", "gamma", "beta", "mean", "var", "out"])
+@pytest.mark.parametrize("argument", ["x", "y", *LIKE_X, *PARAMETERS, *OUTPUTS])
 def test_requires_grad(argument):
     torch = pytest.importorskip("torch")
     for name in takers(argument):
@@ -433,7 +460,8 @@ def test_requires_grad(argument):
         tensors[argument].requires_grad_()
         with pytest.raises(TypeError, match=rf"{argument} requires grad.*{argument}\.detach\(\)"):
             call(name, **tensors)
-        assert torch.all(tensors["out"] == 7)
+        for output in OUTPUTS:
+            assert torch.all(tensors[output] == 7)
 
 
 def test_other_torch_tensors():
@@ -458,6 +486,7 @@ def test_other_torch_tensors():
 # ------------------------------------------------------------------- activations, residuals, weights, groups: together
 
 LEAKY = {"activation": "leaky_relu"}
+PLAIN = ("batch_norm_jvp", "batch_norm_double_backward")  # which take neither activation nor weights
 
 
 @pytest.mark.parametrize("name", takers("group_size"))
@@ -542,7 +571,7 @@ def test_torch_pair():
     assert np.all(out[0] == 7)
 
 
-@pytest.mark.parametrize("name", [n for n in takers("saved") if data_of(n) == "x"])
+@pytest.mark.parametrize("name", [n for n in takers("saved") if data_of(n) == "x" and n not in PLAIN])
 def test_mask_that_does_not_fit(name):
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (4, 6, 10)).astype(f32)
@@ -572,7 +601,16 @@ def test_mask_that_does_not_fit(name):
             gamma=None)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", takers("saved"))
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "settings", [{"activation": "relu"}, {"activation": "leaky_relu"}, {"weights": np.ones((4, 5))}]
+)
+def test_settings_of_forward_that_are_not_taken(name, settings):
+    saved = bn.batch_norm(good_arguments()["x"], **settings)[1]
+    refuses(name, ValueError, f"{name}: {next(iter(settings))} is not taken by this function", saved=saved)
+
+
+@pytest.mark.parametrize("name", [n for n in takers("saved") if n not in PLAIN])
 def test_saved_weights(name):
     """Backward checks forward's weights, which may have been made by hand."""
     for case, (value, error, message) in BAD["weights"].items():
@@ -604,7 +642,8 @@ def test_saved_made_by_hand():
     for slope in (np.nan, np.inf):
         saved = bn.Saved([0] * 3, [1] * 3, activation="leaky_relu", negative_slope=slope, mask=np.zeros(12, np.uint8))
         for name in takers("saved"):
-            refuses(name, ValueError, "negative_slope must be (finite|positive)", saved=saved)
+            message = "activation is not taken" if name in PLAIN else "negative_slope must be (finite|positive)"
+            refuses(name, ValueError, message, saved=saved)
 
 
 # --------------------------------------------------------------------------------------- in place, and from the output
@@ -710,6 +749,9 @@ def test_one_value_for_each_statistic(shape, axis):
     for wrong in (
         lambda: bn.batch_norm(x, axis=axis, out=out),
         lambda: bn.batch_norm_backward(x, x, saved, out=out),
+        lambda: bn.batch_norm_jvp(x, x, saved, out=out),
+        lambda: bn.batch_norm_double_backward(x, x, x, saved, out=(out, None)),
+        lambda: bn.batch_norm_double_backward(x, x, x, saved, out=(None, out)),
     ):
         with pytest.raises(ValueError, match=r"x of shape .* one value for each statistic.*variance"):
             wrong()

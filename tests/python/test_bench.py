@@ -383,15 +383,15 @@ def test_missing_peers_are_skipped(tmp_path):
     hidden.mkdir()
     for module in ("torch", "jax"):
         (hidden / f"{module}.py").write_text(f"raise ImportError('no {module} here')")
-    done = bench("--quick", "--case=32x16", "--peers=pytorch,jax", "--runs=1", "--pages=kept", PYTHONPATH=str(hidden))
+    done = bench("--quick", "--case=32x16", "--peers=pytorch,jax", "--runs=1", "--pages=kept", modules=hidden)
     assert done.returncode == 0, done.stderr
     assert "pytorch is skipped: no torch here" in done.stdout
     assert "jax is skipped: no jax here" in done.stdout
-    done = bench("--step", "--case=32x512x7x7", PYTHONPATH=str(hidden))
+    done = bench("--step", "--case=32x512x7x7", modules=hidden)
     assert done.returncode == 0, done.stderr
     assert "--step compares with PyTorch: no torch here" in done.stdout
     (hidden / "ml_dtypes.py").write_text("raise ImportError('no ml_dtypes here')")
-    done = bench("--variants", "--case=32x16", "--task=inference", "--runs=1", PYTHONPATH=str(hidden))
+    done = bench("--variants", "--case=32x16", "--task=inference", "--runs=1", modules=hidden)
     assert done.returncode == 0, done.stderr
     assert "pytorch is skipped: no torch here" in done.stdout
     assert "bfloat16 is skipped: no ml_dtypes here" in done.stdout
@@ -402,7 +402,7 @@ def test_a_failure_keeps_what_was_measured(tmp_path):
     hidden = tmp_path / "torch.py"
     hidden.write_text("raise ArithmeticError('planted')")
     file = tmp_path / "found.json"
-    done = bench("--case=32x16", "--peers=pytorch", f"--json={file}", PYTHONPATH=str(tmp_path))
+    done = bench("--case=32x16", "--peers=pytorch", f"--json={file}", modules=tmp_path)
     assert done.returncode == 1
     assert "planted" in done.stderr
     assert "ended with status 1" in done.stdout

@@ -24,9 +24,15 @@ def test_wheel(tmp_path):
     check_installed(tmp_path, package)
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """A folder to build the library in, for all: its kernels are the same for both kinds of library."""
+    return tmp_path_factory.mktemp("library")
+
+
 @pytest.mark.parametrize("shared", ["ON", "OFF"])
-def test_install_prefix(tmp_path, shared):
-    build = cmake_build(ROOT, tmp_path / "build", f"-DBUILD_SHARED_LIBS={shared}", "-DCMAKE_INSTALL_LIBDIR=lib")
+def test_install_prefix(library, tmp_path, shared):
+    build = cmake_build(ROOT, library, f"-DBUILD_SHARED_LIBS={shared}", "-DCMAKE_INSTALL_LIBDIR=lib")
     prefix = tmp_path / "prefix"
     run(tool("cmake"), "--install", build, "--prefix", prefix)
     assert (prefix / "lib" / ("libbatchnorm.so" if shared == "ON" else "libbatchnorm.a")).exists()

@@ -1,10 +1,11 @@
 """The C++ tests: on each instruction set, without OpenMP, under sanitizers and on emulated processors."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import cpp_build
 import pytest
-from cpp_build import ROOT, cmake_build, ctest, isas, run, tool
+from cpp_build import JOBS, ROOT, cmake_build, ctest, isas, rebuilt, run, tool
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,8 @@ def test_failures_are_failures(dev):
         run(dev / "tests/cpp/test_batchnorm_hpp", BATCHNORM_ISA="scalar", BATCHNORM_TEST_ISA="other")
 
 
-def test_posix_threads(tmp_path):
-    build = cmake_build(ROOT, tmp_path, "--preset", "dev", "-DBATCHNORM_OPENMP=OFF")
+def test_posix_threads(dev, tmp_path):
+    build = rebuilt(dev, tmp_path / "build", "--preset", "dev", "-DBATCHNORM_OPENMP=OFF")
     assert "threads by POSIX threads" in run(build / "tests/cpp/test_batchnorm_hpp")
     ctest(build)
 
@@ -75,8 +76,14 @@ def test_processor_without_avx2(dev):
     if "avx2" not in isas():
         pytest.skip("not an x86-64 build")
     nehalem = [tool("qemu-x86_64"), "-cpu", "Nehalem"]
-    for binary in sorted((dev / "tests/cpp").glob("test_*")):
+
+    def emulate(binary):
         if binary.name == "test_unavailable":
             run(*nehalem, binary, BATCHNORM_ISA="avx2")
         else:
             run(*nehalem, binary, BATCHNORM_TEST_ISA="scalar", BATCHNORM_TEST_QUICK="1")
+
+    binaries = sorted((dev / "tests/cpp").glob("test_*"))
+    assert len(binaries) > 1
+    with ThreadPoolExecutor(int(JOBS)) as pool:
+        list(pool.map(emulate, binaries))

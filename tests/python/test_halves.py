@@ -94,6 +94,20 @@ def test_parameters_of_every_value(dtype):
 # ------------------------------------------------------------------------------------------------------- accuracy
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_gradients_of_parameters_are_rounded_once(dtype, sign):
+    """From float64, beside the middle of two values by less than a float32 tells: which of them it is decides."""
+    ulp = float(finfo(dtype).eps)
+    beside = np.array([0.5, 1.5, 2.5]) * ulp
+    x = np.zeros((4, 2, 3))
+    x[0, 0], x[0, 1] = 1 + beside + 2.0**-40, 1 + beside - 2.0**-40
+    saved = bn.Saved(np.zeros((2, 3)), np.ones((2, 3)), axis=(1, 2))
+    grads = bn.batch_norm_backward(sign * x, x, saved, np.ones((2, 3), dtype))
+    assert grads.dbeta.dtype == dtype
+    assert np.all(grads.dbeta.astype(float) == sign * (1 + np.array([[1, 2, 3], [0, 1, 2]]) * ulp))
+
+
 @pytest.mark.parametrize(("mean", "std"), [(0, 1), (0, 1e-3), (300, 1), (-1, 1e-3), (0, 1e3), (1000, 0.1)])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,6 +1,7 @@
 """Every instruction set that this machine has, each in a process of its own, since a process uses one."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,56 +19,52 @@ def test_the_best_one_is_used():
     assert output_of("from batchnorm import _core; print(_core.isa())", BATCHNORM_ISA="") == ISAS[0]
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_functions_and_numbers(isa, tmp_path):
-    """The whole of these files; a plugin of this process' own says which instruction set did the work."""
-    (tmp_path / "says_isa.py").write_text(
+# Of the files that depend on the instruction set, what another than the best must pass; the best has them whole, here.
+OPTIONS = (
+    "test_product or test_mask or test_special or test_weight_zero or test_no_weight or test_one_group or test_layouts"
+    " or test_each_way or test_what_does_not or test_operands"
+)
+RUNS = {
+    "functions and numbers": (("functions", "numbers", "halves"), ""),
+    "options": (("epilogues", "weights", "groups", "inplace"), OPTIONS),
+    "traversals": (("traversals",), "test_numbers or test_bits or test_the_first_output"),
+}
+
+
+def run_tests(run, isa, plugin):
+    """The tests of these files whose names match; the plugin says which instruction set did the work."""
+    files, names = RUNS[run]
+    return run_python(
+        *("-m", "pytest", "-q", "-x", "-p", "says_isa", "-p", "no:cacheprovider"),
+        *("-c", str(HERE.parents[1] / "pyproject.toml"), "--rootdir", str(HERE.parents[1])),
+        *(*(str(HERE / f"test_{file}.py") for file in files), "-k", names),
+        timeout=900,
+        modules=plugin,
+        BATCHNORM_ISA=isa,
+        BATCHNORM_NUM_THREADS="1",
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All of them, side by side: each is one process of one thread, but for the tests that name a number of threads."""
+    plugin = tmp_path_factory.mktemp("plugin")
+    (plugin / "says_isa.py").write_text(
         "from batchnorm import _core\n"
         "def pytest_terminal_summary(terminalreporter):\n"
         "    terminalreporter.write_line(f'computed with {_core.isa()}')\n"
     )
-    done = run_python(
-        *("-m", "pytest", "-q", "-x", "-p", "says_isa", "-p", "no:cacheprovider"),
-        *("-c", str(HERE.parents[1] / "pyproject.toml"), "--rootdir", str(HERE.parents[1])),
-        *(str(HERE / f"test_{name}.py") for name in ("functions", "numbers", "halves")),
-        timeout=900,
-        BATCHNORM_ISA=isa,
-        BATCHNORM_NUM_THREADS="1",
-        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
-    )
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {(run, isa): pool.submit(run_tests, run, isa, plugin) for isa in ISAS[1:] for run in RUNS}
+
+
+@pytest.mark.parametrize("isa", ISAS[1:])
+@pytest.mark.parametrize("run", RUNS)
+def test_other_instruction_sets(runs, run, isa):
+    done = runs[run, isa].result()
     assert done.returncode == 0, done.stdout[-4000:]
     assert f"computed with {isa}\n" in done.stdout
     assert "skipped" not in done.stdout
-
-
-@pytest.mark.parametrize("isa", ISAS[1:])
-def test_options(isa):
-    """Activations, residuals, weights, groups and in place, on small arrays and on each way through the library."""
-    files = ("test_epilogues.py", "test_weights.py", "test_groups.py", "test_inplace.py")
-    some = "test_product or test_mask or test_special or test_weight_zero or test_no_weight or test_one_group"
-    some += " or test_layouts or test_each_way or test_what_does_not or test_operands"
-    done = run_python(
-        *("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-        *("-c", str(HERE.parents[1] / "pyproject.toml"), "--rootdir", str(HERE.parents[1])),
-        *(*(str(HERE / file) for file in files), "-k", some),
-        timeout=900,
-        BATCHNORM_ISA=isa,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert "skipped" not in done.stdout
-
-
-@pytest.mark.parametrize("isa", ISAS[1:])
-def test_traversals(isa):
-    """Numbers and bits of every way through the box; the best instruction set has the whole file."""
-    done = run_python(
-        *("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-        *("-c", str(HERE.parents[1] / "pyproject.toml"), "--rootdir", str(HERE.parents[1])),
-        *(str(HERE / "test_traversals.py"), "-k", "test_numbers or test_bits or test_the_first_output"),
-        timeout=900,
-        BATCHNORM_ISA=isa,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 def test_unknown_name():

@@ -86,7 +86,7 @@ class InputGradient {
             // Vectors are aligned for dx, and for another row only if that lies alike.
             dresidual.row = row_at<T>(args.dresidual, args.dresidual_stride, row) + begin;
             const T* dx = row_at<T>(args.dx, args.dx_stride, row) + begin;
-            dresidual.streams = args.stream && head_of(dresidual.row, Vec<A>::width) == head_of(dx, Vec<A>::width);
+            dresidual.streams = args.stream && aligned_alike(dresidual.row, dx);
         }
 
         template <class... Left>

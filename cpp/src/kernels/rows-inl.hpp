@@ -213,6 +213,14 @@ int head_of(const T* row, int64_t n) {
     return static_cast<int>(elements < n ? elements : n);
 }
 
+// Whether vectors are aligned in both rows or in neither. A row may start within an element's size: its head would be
+// the same, and no vector of it aligned.
+template <class T>
+bool aligned_alike(const T* a, const T* b) {
+    constexpr std::uintptr_t vector = Vec<Arithmetic<T>>::width * sizeof(T);
+    return (reinterpret_cast<std::uintptr_t>(a) - reinterpret_cast<std::uintptr_t>(b)) % vector == 0;
+}
+
 // A kernel is compiled in these flavours: plain, writing through the caches or past them, and full, which decides that
 // at run time (table.hpp).
 enum class Flavour { plain, streaming, full };
