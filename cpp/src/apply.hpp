@@ -102,15 +102,14 @@ using ScaleActivated = InputGradOf<false>;
 template <class Terms>
 void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept;
 
-// Whether rows of the output can be streamed with profit. A line that is written partly by streams and partly through
-// the caches costs more than streaming saves: rows must start and end on lines, or be so long that their ends do not
-// count. A tile is read again at once, to unpack it.
+// Whether rows of the output can be streamed with profit. The lines at their ends are not, unless they are whole ones:
+// that costs more than streaming saves where there is little between them. A tile is read again at once, to unpack it.
 inline bool streams(const Stages& stages, const Span& span) noexcept {
     if (!stages.stream || !stages.box.operand[role_out].direct) return false;
     const int64_t unit = item_size(stages.box.dtype), row_bytes = span.n * unit;
     const auto ends =
         reinterpret_cast<std::uintptr_t>(span.data[role_out]) | static_cast<std::uintptr_t>(span.stride[role_out]);
-    if (row_bytes >= 2048) return ends % static_cast<std::uintptr_t>(unit) == 0;
+    if (row_bytes >= 1024) return ends % static_cast<std::uintptr_t>(unit) == 0;
     return ends % 64 == 0 && row_bytes % 64 == 0;
 }
 

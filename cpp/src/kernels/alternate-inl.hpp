@@ -19,12 +19,10 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
 
     Reader reader(read);
     const Writer writer(write);
-    // What is written is cut where a vector of the output starts.
+    // What is written is cut where a line of the output starts.
     const int64_t head = head_of(writer.out(0), turn), n = read.n;
     int64_t written = 0;
-    // The line that a streamed row shares with the next one is written through the caches: its old content must come,
-    // and stores behind it would wait for that.
-    if (write.stream) __builtin_prefetch(writer.out(0) + n, 1, 3);
+    if (write.stream) prefetch_to_write(writer.out(0) + n);
     for (int64_t i = 0; i < n; i += turn) {
         const int64_t end = i + turn < n ? i + turn : n, until = end + head < n ? end + head : n;
         reader.add(0, i, end);

@@ -27,13 +27,8 @@ class InputGradient {
         const T* dy = row_at<T>(args_.dy, args_.dy_stride, row) + begin;
         const T* x = row_at<T>(args_.x, args_.x_stride, row) + begin;
         const More more(args_, row, begin);
-        const RowWriter<T, flavour> dx{row_at<T>(args_.dx, args_.dx_stride, row) + begin, args_.stream};
+        const Row dx{row_at<T>(args_.dx, args_.dx_stride, row) + begin, args_.stream};
         const bool goes_on = row + row_distance < args_.rows;
-        const auto fetch = [&](int64_t i) __attribute__((always_inline)) {
-            if (!goes_on) return;
-            prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
-            prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
-        };
         const auto value_of = [&](Vec<A> gradient, Vec<A> input, int64_t i, int64_t channel,
                                   auto... left) __attribute__((always_inline)) {
             more.pass_back(gradient, input, i, left...);
@@ -46,26 +41,25 @@ class InputGradient {
             return fma(a_.at(channel, left...), gradient - dy_hi, rest);
         };
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
-            fetch(i);
-            dx.write(value_of(load(dy + i, left...), load(x + i, left...), i, channel, left...), i, left...);
+            if (goes_on) {
+                prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
+                prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
+            }
+            if constexpr (Row::apart && sizeof...(left) == 0) {
+                Vec<A> dy_even, dy_odd, x_even, x_odd;
+                load_apart(dy + i, dy_even, dy_odd);
+                load_apart(x + i, x_even, x_odd);
+                dx.write_apart(value_of(dy_even, x_even, i, channel), value_of(dy_odd, x_odd, i, channel), i);
+            } else {
+                dx.write(value_of(load(dy + i, left...), load(x + i, left...), i, channel, left...), i, left...);
+            }
         };
-        const int head = dx.head(end - begin);
-        if constexpr (dx.template apart<pattern>) {
-            for_each_two<Vec<A>::width>(
-                end - begin, head, dx.needs_one_more(head), step, [&](int64_t i) __attribute__((always_inline)) {
-                    fetch(i);
-                    Vec<A> gradient[2], input[2];
-                    load_apart(dy + i, gradient[0], gradient[1]);
-                    load_apart(x + i, input[0], input[1]);
-                    dx.write_apart(value_of(gradient[0], input[0], i, 0), value_of(gradient[1], input[1], i, 0), i);
-                });
-        } else {
-            for_each_vector<Vec<A>::width>(end - begin, head, args_.period, step);
-        }
+        for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, dx.head(end - begin), args_.period, step);
     }
 
   private:
     using A = Arithmetic<T>;
+    using Row = RowWriter<T, pattern, flavour>;
 
     // What the full flavour does besides, in a row.
     struct More {
@@ -74,7 +68,7 @@ class InputGradient {
         const T *y = nullptr, *v = nullptr;
         const A* weights = nullptr;
         const std::uint8_t* mask = nullptr;
-        RowWriter<T, flavour> dresidual{nullptr, false};
+        Row dresidual{nullptr, false};
 
         More(const InputGradArgs& args_, int64_t row, int64_t begin_) : args(args_), begin(begin_) {
             if constexpr (flavour != Flavour::full) return;
@@ -83,7 +77,7 @@ class InputGradient {
             if (args.weights) weights = row_at<A>(args.weights, args.weights_stride, row) + (args.uniform ? 0 : begin);
             if (args.mask) mask = args.mask + args.mask_stride * row;
             if (!args.dresidual) return;
-            // Vectors are aligned for dx, and for another row only if that lies alike.
+            // Lines are those of dx, and of another row only if that lies alike.
             dresidual.row = row_at<T>(args.dresidual, args.dresidual_stride, row) + begin;
             const T* dx = row_at<T>(args.dx, args.dx_stride, row) + begin;
             dresidual.streams = args.stream && aligned_alike(dresidual.row, dx);

@@ -28,7 +28,7 @@ class Normalizer {
             if (args_.residual) residual = row_at<T>(args_.residual, args_.residual_stride, row) + begin;
             if (args_.mask) mask = args_.mask + args_.mask_stride * row;
         }
-        const RowWriter<T, flavour> y{row_at<T>(args_.y, args_.y_stride, row) + begin, args_.stream};
+        const Row y{row_at<T>(args_.y, args_.y_stride, row) + begin, args_.stream};
         const bool goes_on = row + row_distance < args_.rows;
         const auto value_of = [&](Vec<A> v, int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             v = fma(v - hi_.at(channel, left...), scale_.at(channel, left...), shift_.at(channel, left...));
@@ -44,24 +44,20 @@ class Normalizer {
         };
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
-            y.write(value_of(load(x + i, left...), i, channel, left...), i, left...);
+            if constexpr (Row::apart && sizeof...(left) == 0) {
+                Vec<A> even, odd;
+                load_apart(x + i, even, odd);
+                y.write_apart(value_of(even, i, channel), value_of(odd, i, channel), i);
+            } else {
+                y.write(value_of(load(x + i, left...), i, channel, left...), i, left...);
+            }
         };
-        const int head = y.head(end - begin);
-        if constexpr (y.template apart<pattern>) {
-            for_each_two<Vec<A>::width>(
-                end - begin, head, y.needs_one_more(head), step, [&](int64_t i) __attribute__((always_inline)) {
-                    if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
-                    Vec<A> even, odd;
-                    load_apart(x + i, even, odd);
-                    y.write_apart(value_of(even, i, 0), value_of(odd, i, 0), i);
-                });
-        } else {
-            for_each_vector<Vec<A>::width>(end - begin, head, args_.period, step);
-        }
+        for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, y.head(end - begin), args_.period, step);
     }
 
   private:
     using A = Arithmetic<T>;
+    using Row = RowWriter<T, pattern, flavour>;
 
     const NormalizeArgs& args_;
     const PerChannel<A, pattern> hi_, scale_, shift_;

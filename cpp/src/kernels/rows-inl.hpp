@@ -98,46 +98,41 @@ void for_each_vector(int64_t n, const Step& step) {
     if (i < n) step(i, static_cast<int>(n - i));
 }
 
-// For the writers: step(i, channel) and step(i, channel, left), where channel is i mod period. A head of fewer elements
-// than a vector comes first.
-template <int width, class Step>
-[[gnu::always_inline]] inline void for_each_vector(int64_t n, int head, int64_t period, const Step& step) {
-    const int64_t advance = width % period;
-    int64_t i = head, channel = head % period;
-    if (head > 0) step(0, 0, head);
-    for (; i + width <= n; i += width) {
-        step(i, channel);
-        channel += advance;
-        if (channel >= period) channel -= period;
-    }
-    if (i < n) step(i, channel, static_cast<int>(n - i));
-}
-
-// The same for rows of one channel, two vectors at a time: two_steps(i), from where `alone`, for one vector more, has
-// brought i to what two of them need.
-template <int width, class Step, class TwoSteps>
-[[gnu::always_inline]] inline void for_each_two(int64_t n, int head, bool alone, const Step& step,
-                                                const TwoSteps& two_steps) {
-    int64_t i = head;
-    if (head > 0) step(0, 0, head);
-    if (alone && i + width <= n) {
-        step(i, 0);
-        i += width;
-    }
-    for (; i + 2 * width <= n; i += 2 * width) two_steps(i);
-    if (i + width <= n) {
-        step(i, 0);
-        i += width;
-    }
-    if (i < n) step(i, 0, static_cast<int>(n - i));
-}
-
 // A number that the compiler knows.
 template <int n>
 struct Count {
     static constexpr int value = n;
     constexpr operator int() const { return n; }
 };
+
+// For the writers: step(i, channel), where channel is i mod period, for what lies in whole lines, so many elements in
+// each step. Before and behind them, less than a line at a time, step(i, channel, left) for a vector of `left`
+// elements.
+template <int width, int line, int in_step, class Step>
+[[gnu::always_inline]] inline void for_each_vector(int64_t n, int head, int64_t period, const Step& step) {
+    static_assert(in_step % width == 0 && line % in_step == 0);
+    int64_t i = 0, channel = 0;
+    const auto rest = [&](int64_t end) __attribute__((always_inline)) {
+        if constexpr (line > width) {
+            for (; i + width <= end; i += width) {
+                step(i, channel, width);
+                channel = (channel + width) % period;
+            }
+        }
+        if (i >= end) return;
+        step(i, channel, static_cast<int>(end - i));
+        channel = (channel + end - i) % period;
+        i = end;
+    };
+    if (head > 0) rest(head);
+    const int64_t advance = in_step % period, whole = i + (n - i) / line * line;
+    for (; i < whole; i += in_step) {
+        step(i, channel);
+        channel += advance;
+        if (channel >= period) channel -= period;
+    }
+    rest(n);
+}
 
 // The reductions of lanes take a block of rows at once, column by column, so that the sums of a column stay in
 // registers: step(row, Count<block>) for whole blocks, then step(row, left) for the rows that are left.
@@ -163,6 +158,10 @@ template <int width, class Step>
 
 // To L2: what is fetched so early would leave L1 before it is read.
 inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
+
+// The line that a streamed row shares with the next one is written through the caches: its old content must come, and
+// stores behind it would wait for that.
+inline void prefetch_to_write(const void* line) { __builtin_prefetch(line, 1, 3); }
 
 // Walks rows in memory order that are read rows_ahead later. A block of rows is read across, column by column, which
 // hardware prefetchers take for no stream at all; with these fetched in order it comes at the memory's speed
@@ -204,32 +203,42 @@ class RowsAhead {
 // The writers fetch so many rows ahead.
 constexpr int64_t row_distance = 4;
 
-// Elements before a row's first aligned vector, of n.
+// A line of cache, in elements of type T.
+template <class T>
+constexpr int line_of = 64 / static_cast<int>(sizeof(T));
+
+// Elements before a row's first line, of n.
 template <class T>
 int head_of(const T* row, int64_t n) {
-    constexpr int width = Vec<Arithmetic<T>>::width;
     const auto element = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(row) / sizeof(T));
-    const int64_t elements = (width - element % width) % width;
+    const int64_t elements = (line_of<T> - element % line_of<T>) % line_of<T>;
     return static_cast<int>(elements < n ? elements : n);
 }
 
-// Whether vectors are aligned in both rows or in neither. A row may start within an element's size: its head would be
+// Whether lines start at the same elements of both rows. A row may start within an element's size: its head would be
 // the same, and no vector of it aligned.
 template <class T>
 bool aligned_alike(const T* a, const T* b) {
-    constexpr std::uintptr_t vector = Vec<Arithmetic<T>>::width * sizeof(T);
-    return (reinterpret_cast<std::uintptr_t>(a) - reinterpret_cast<std::uintptr_t>(b)) % vector == 0;
+    return (reinterpret_cast<std::uintptr_t>(a) - reinterpret_cast<std::uintptr_t>(b)) % 64 == 0;
 }
 
 // A kernel is compiled in these flavours: plain, writing through the caches or past them, and full, which decides that
 // at run time (table.hpp).
 enum class Flavour { plain, streaming, full };
 
-// How a row is written. Past the caches needs aligned vectors, which come after a head.
-template <class T, Flavour flavour>
+// How a row is written. Past the caches go whole lines alone: one that is written partly so and partly through them
+// costs more than it saves.
+template <class T, Pattern pattern, Flavour flavour>
 struct RowWriter {
     T* row;
     bool streams;
+
+    static constexpr int width = Vec<Arithmetic<T>>::width;
+    // Whether two vectors are written at a time, one of the even elements and one of the odd ones.
+    static constexpr bool apart = flavour != Flavour::full && pattern == Pattern::row &&
+                                  requires(T* p, Vec<Arithmetic<T>> v) { store_apart(v, v, p); };
+    static constexpr int in_step = apart ? 2 * width : width;
+    static constexpr int line = flavour == Flavour::plain || line_of<T> < in_step ? in_step : line_of<T>;
 
     bool past_caches() const { return flavour == Flavour::streaming || (flavour == Flavour::full && streams); }
     int head(int64_t n) const { return past_caches() ? head_of(row, n) : 0; }
@@ -240,17 +249,8 @@ struct RowWriter {
             store(v, row + i);
     }
     void write(Vec<Arithmetic<T>> v, int64_t i, int n) const { store(v, row + i, n); }
-
-    // Whether elements are written two vectors at a time, the even ones and the odd ones.
-    template <Pattern pattern>
-    static constexpr bool apart = flavour != Flavour::full && pattern == Pattern::row &&
-                                  requires(T* p, Vec<Arithmetic<T>> v) { store_apart(v, v, p); };
-    bool needs_one_more(int head) const {
-        constexpr auto bytes = static_cast<std::uintptr_t>(2 * Vec<Arithmetic<T>>::width) * sizeof(T);
-        return past_caches() && reinterpret_cast<std::uintptr_t>(row + head) % bytes != 0;
-    }
     void write_apart(Vec<Arithmetic<T>> even, Vec<Arithmetic<T>> odd, int64_t i) const {
-        if constexpr (flavour == Flavour::streaming)
+        if (past_caches())
             stream_apart(even, odd, row + i);
         else
             store_apart(even, odd, row + i);
@@ -285,7 +285,10 @@ struct PerChannel<T, Pattern::lane> {
 template <class Writer>
 void write_rows(const typename Writer::Args& args) noexcept {
     const Writer writer(args);
-    for (int64_t row = 0; row < args.rows; ++row) writer.write(row, 0, args.n);
+    for (int64_t row = 0; row < args.rows; ++row) {
+        if (args.stream) prefetch_to_write(writer.out(row) + args.n);
+        writer.write(row, 0, args.n);
+    }
 }
 
 template <class T, Pattern pattern, template <class, Pattern, Flavour> class Writer>
