@@ -31,7 +31,7 @@ bool has_avx512() noexcept {
     const unsigned xmm_to_zmm = 0xe6;
     const Leaf seven(7, 0);
     return has_avx2() && (saved_states() & xmm_to_zmm) == xmm_to_zmm && bit(seven.b, 16) /* F */ &&
-           bit(seven.b, 31) /* VL */;
+           bit(seven.b, 30) /* BW */ && bit(seven.b, 31) /* VL */;
 }
 
 bool always() noexcept { return true; }

@@ -373,3 +373,26 @@ def test_activation_residual_and_weights(layout, dtype):
         near = np.abs(grads.dx.astype(np.float32) - want.dx) <= step * np.abs(want.dx) + 1e-5
         assert np.mean(near) > 0.999  # a sum of about 0 may round to the other side of an activation
         assert np.allclose(grads.dgamma, want.dgamma, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FBFFFFF, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF], ids=hex)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_nan_of_any_bits_stays_one(layout, dtype, bits):
+    """Its lower half must not be rounded into infinity, nor over the sign into 0."""
+    x, axis = normal(layout, 0, 1, dtype)
+    nan = np.array(bits, np.uint32).view(np.float32)
+    statistics = reference.kept_shape(x, axis)
+    some = np.ones(statistics, np.float32)
+    some.flat[-1] = nan
+    kept = reference.kept_axes(x, axis)
+    along_x = np.isnan(some).reshape([n if a in kept else 1 for a, n in enumerate(x.shape)])
+    is_nan = np.broadcast_to(along_x, x.shape)
+    saved = bn.batch_norm(x, axis=axis)[1]
+    for result in (
+        bn.batch_norm(x, some, axis=axis)[0],
+        bn.batch_norm(x, None, some, axis=axis)[0],
+        bn.batch_norm_inference(x, some, np.ones_like(some), axis=axis),
+        bn.batch_norm_backward(x, x, saved, some)[0],
+    ):
+        assert np.array_equal(np.isnan(result), is_nan)

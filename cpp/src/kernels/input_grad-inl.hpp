@@ -45,11 +45,12 @@ class InputGradient {
                 prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
                 prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
             }
-            if constexpr (Row::apart && sizeof...(left) == 0) {
-                Vec<A> dy_even, dy_odd, x_even, x_odd;
-                load_apart(dy + i, dy_even, dy_odd);
-                load_apart(x + i, x_even, x_odd);
-                dx.write_apart(value_of(dy_even, x_even, i, channel), value_of(dy_odd, x_odd, i, channel), i);
+            if constexpr (Row::in_twos && sizeof...(left) == 0) {
+                constexpr int width = Row::width;
+                Vec<A> dy_a, dy_b, x_a, x_b;
+                load_two(dy + i, dy_a, dy_b);
+                load_two(x + i, x_a, x_b);
+                dx.write(value_of(dy_a, x_a, i, channel), value_of(dy_b, x_b, i + width, channel + width), i);
             } else {
                 dx.write(value_of(load(dy + i, left...), load(x + i, left...), i, channel, left...), i, left...);
             }
@@ -59,7 +60,7 @@ class InputGradient {
 
   private:
     using A = Arithmetic<T>;
-    using Row = RowWriter<T, pattern, flavour>;
+    using Row = RowWriter<T, flavour>;
 
     // What the full flavour does besides, in a row.
     struct More {

@@ -44,10 +44,10 @@ class Normalizer {
         };
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
-            if constexpr (Row::apart && sizeof...(left) == 0) {
-                Vec<A> even, odd;
-                load_apart(x + i, even, odd);
-                y.write_apart(value_of(even, i, channel), value_of(odd, i, channel), i);
+            if constexpr (Row::in_twos && sizeof...(left) == 0) {
+                Vec<A> a, b;
+                load_two(x + i, a, b);
+                y.write(value_of(a, i, channel), value_of(b, i + Row::width, channel + Row::width), i);
             } else {
                 y.write(value_of(load(x + i, left...), i, channel, left...), i, left...);
             }
@@ -57,7 +57,7 @@ class Normalizer {
 
   private:
     using A = Arithmetic<T>;
-    using Row = RowWriter<T, pattern, flavour>;
+    using Row = RowWriter<T, flavour>;
 
     const NormalizeArgs& args_;
     const PerChannel<A, pattern> hi_, scale_, shift_;

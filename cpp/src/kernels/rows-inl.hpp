@@ -228,16 +228,17 @@ enum class Flavour { plain, streaming, full };
 
 // How a row is written. Past the caches go whole lines alone: one that is written partly so and partly through them
 // costs more than it saves.
-template <class T, Pattern pattern, Flavour flavour>
+template <class T, Flavour flavour>
 struct RowWriter {
     T* row;
     bool streams;
 
     static constexpr int width = Vec<Arithmetic<T>>::width;
-    // Whether two vectors are written at a time, one of the even elements and one of the odd ones.
-    static constexpr bool apart = flavour != Flavour::full && pattern == Pattern::row &&
-                                  requires(T* p, Vec<Arithmetic<T>> v) { store_apart(v, v, p); };
-    static constexpr int in_step = apart ? 2 * width : width;
+    // Whether two vectors are written at a time, which takes fewer operations. Not in the full flavour: weights may be
+    // NaNs of any bits.
+    static constexpr bool in_twos =
+        flavour != Flavour::full && requires(T* p, Vec<Arithmetic<T>> v) { store_two(v, v, p); };
+    static constexpr int in_step = in_twos ? 2 * width : width;
     static constexpr int line = flavour == Flavour::plain || line_of<T> < in_step ? in_step : line_of<T>;
 
     bool past_caches() const { return flavour == Flavour::streaming || (flavour == Flavour::full && streams); }
@@ -249,11 +250,11 @@ struct RowWriter {
             store(v, row + i);
     }
     void write(Vec<Arithmetic<T>> v, int64_t i, int n) const { store(v, row + i, n); }
-    void write_apart(Vec<Arithmetic<T>> even, Vec<Arithmetic<T>> odd, int64_t i) const {
+    void write(Vec<Arithmetic<T>> a, Vec<Arithmetic<T>> b, int64_t i) const {
         if (past_caches())
-            stream_apart(even, odd, row + i);
+            stream_two(a, b, row + i);
         else
-            store_apart(even, odd, row + i);
+            store_two(a, b, row + i);
     }
 };
 

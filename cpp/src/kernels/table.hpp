@@ -110,7 +110,7 @@ struct LaneWeightedMomentsArgs {
 
 // The writers may take rows that follow each other as one: then n is a multiple of the number of channels, `period`,
 // element i has the per-channel value i mod period, and those arrays go on, repeating, for lane_padding more elements.
-inline constexpr int lane_padding = 16;
+inline constexpr int lane_padding = 32;
 
 // y = (x - hi) * scale + shift, and full: y = activation((x - hi) * scale + shift + residual)
 struct NormalizeArgs {

@@ -132,22 +132,31 @@ void stream_halves(Vec<float> v, T* p) {
 inline void stream(Vec<float> v, Half* p) { stream_halves(v, p); }
 inline void stream(Vec<float> v, BFloat16* p) { stream_halves(v, p); }
 
-// Twice as many bfloat16, the even ones and the odd ones: they need not be packed, and a NaN is not looked for. One
-// that came from 16 bits, or that an operation made, has no bits to round.
-inline void load_apart(const BFloat16* p, Vec<float>& even, Vec<float>& odd) {
-    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    even.r = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-    odd.r = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(~0xffff)));
+// Two vectors, which are half a line.
+template <class T>
+    requires(sizeof(T) == 2)
+void load_two(const T* p, Vec<float>& a, Vec<float>& b) {
+    a = load(p);
+    b = load(p + Vec<float>::width);
 }
-inline __m256i together(Vec<float> even, Vec<float> odd) {
-    const __m256i lower = _mm256_srli_epi32(rounded(_mm256_castps_si256(even.r)), 16);
-    return _mm256_blend_epi16(lower, rounded(_mm256_castps_si256(odd.r)), 0xaa);
+
+inline __m256i together(Vec<float> a, Vec<float> b, const Half* p) {
+    return _mm256_set_m128i(halves(b, p), halves(a, p));
 }
-inline void store_apart(Vec<float> even, Vec<float> odd, BFloat16* p) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), together(even, odd));
+// A NaN is not looked for: one that came from 16 bits, or that an operation made, has no bits to round.
+inline __m256i together(Vec<float> a, Vec<float> b, const BFloat16*) {
+    const __m256i first = _mm256_srli_epi32(rounded(_mm256_castps_si256(a.r)), 16);
+    const __m256i second = _mm256_srli_epi32(rounded(_mm256_castps_si256(b.r)), 16);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(first, second), _MM_SHUFFLE(3, 1, 2, 0));
 }
-inline void stream_apart(Vec<float> even, Vec<float> odd, BFloat16* p) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), together(even, odd));
+template <class T>
+    requires(sizeof(T) == 2)
+void store_two(Vec<float> a, Vec<float> b, T* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), together(a, b, p));
+}
+template <class T>
+void stream_two(Vec<float> a, Vec<float> b, T* p) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), together(a, b, p));
 }
 
 }  // namespace

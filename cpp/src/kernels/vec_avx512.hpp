@@ -122,22 +122,38 @@ void stream_halves(Vec<float> v, T* p) {
 inline void stream(Vec<float> v, Half* p) { stream_halves(v, p); }
 inline void stream(Vec<float> v, BFloat16* p) { stream_halves(v, p); }
 
-// Twice as many bfloat16, the even ones and the odd ones: they need not be packed, and a NaN is not looked for. One
-// that came from 16 bits, or that an operation made, has no bits to round.
-inline void load_apart(const BFloat16* p, Vec<float>& even, Vec<float>& odd) {
-    const __m512i both = _mm512_loadu_si512(p);
-    even.r = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-    odd.r = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(~0xffff)));
+// Two vectors, which are a line.
+inline void load_two(const Half* p, Vec<float>& a, Vec<float>& b) {
+    a = load(p);
+    b = load(p + Vec<float>::width);
 }
-inline __m512i together(Vec<float> even, Vec<float> odd) {
-    const __m512i lower = _mm512_srli_epi32(rounded(_mm512_castps_si512(even.r)), 16);
-    constexpr int bits_of_second = 0xd8;  // where the mask, the third, has them; else those of the first
-    return _mm512_ternarylogic_epi32(lower, rounded(_mm512_castps_si512(odd.r)), _mm512_set1_epi32(~0xffff),
-                                     bits_of_second);
+inline void load_two(const BFloat16* p, Vec<float>& a, Vec<float>& b) {
+    // Each to the upper half of a float; the lower one is 0.
+    const __m512i both = _mm512_loadu_si512(p),
+                  spread = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4,
+                                            0, 3, 0, 2, 0, 1, 0, 0, 0);
+    const __m512i next = _mm512_add_epi16(spread, _mm512_set1_epi16(16));
+    a.r = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, spread, both));
+    b.r = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, next, both));
 }
-inline void store_apart(Vec<float> even, Vec<float> odd, BFloat16* p) { _mm512_storeu_si512(p, together(even, odd)); }
-inline void stream_apart(Vec<float> even, Vec<float> odd, BFloat16* p) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), together(even, odd));
+
+inline __m512i together(Vec<float> a, Vec<float> b, const Half* p) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(halves(a, p)), halves(b, p), 1);
+}
+// A NaN is not looked for: one that came from 16 bits, or that an operation made, has no bits to round.
+inline __m512i together(Vec<float> a, Vec<float> b, const BFloat16*) {
+    const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                                           25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return _mm512_permutex2var_epi16(rounded(_mm512_castps_si512(a.r)), upper, rounded(_mm512_castps_si512(b.r)));
+}
+template <class T>
+    requires(sizeof(T) == 2)
+void store_two(Vec<float> a, Vec<float> b, T* p) {
+    _mm512_storeu_si512(p, together(a, b, p));
+}
+template <class T>
+void stream_two(Vec<float> a, Vec<float> b, T* p) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), together(a, b, p));
 }
 
 }  // namespace
