@@ -11,6 +11,9 @@
 
 namespace {
 
+template <class T, Flavour>
+using MomentsOf = RowMoments<T>;
+
 template <class T, class Reader, class Writer>
 void alternate_rows(const typename Reader::Args& read, const typename Writer::Args& write) noexcept {
     constexpr int64_t turn = 1024 / sizeof(T);
@@ -39,6 +42,15 @@ void alternate_plain(const typename Reader::Args& read,
                      const typename Writer<T, Pattern::row, Flavour::plain>::Args& write) noexcept {
     write.stream ? alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::streaming>>(read, write)
                  : alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::plain>>(read, write);
+}
+
+// Where elements are not weighted: the reader is masked where the writer is.
+template <class T, template <class, Flavour> class Reader, template <class, Pattern, Flavour> class Writer>
+void alternate_full(const typename Reader<T, Flavour::full>::Args& read,
+                    const typename Writer<T, Pattern::row, Flavour::full>::Args& write) noexcept {
+    only_masks(write)
+        ? alternate_rows<T, Reader<T, Flavour::masked>, Writer<T, Pattern::row, Flavour::masked>>(read, write)
+        : alternate_rows<T, Reader<T, Flavour::full>, Writer<T, Pattern::row, Flavour::full>>(read, write);
 }
 
 }  // namespace

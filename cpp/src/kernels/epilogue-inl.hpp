@@ -9,6 +9,10 @@
 namespace {
 
 using batchnorm::kernels::Activated;
+using batchnorm::kernels::InputGradArgs;
+using batchnorm::kernels::LaneGradSumsArgs;
+using batchnorm::kernels::NormalizeArgs;
+using batchnorm::kernels::RowGradSumsArgs;
 
 // How many bytes hold the bits of a vector, or of its first `left` elements, whose first bit is the shift-th of a byte.
 template <class V, class... Left>
@@ -20,8 +24,9 @@ constexpr unsigned bytes_of_bits(unsigned shift, Left... left) {
 // The mask of a vector: its first element is the i-th of the row.
 template <class V, class... Left>
 typename V::Mask read_mask(const std::uint8_t* row, int64_t i, Left... left) {
-    const std::uint8_t* at = row + i / 8;
-    const auto shift = static_cast<unsigned>(i % 8);
+    const auto bit = static_cast<std::uint64_t>(i);
+    const std::uint8_t* at = row + bit / 8;
+    const auto shift = static_cast<unsigned>(bit % 8);
     unsigned bits = 0;
     if (sizeof...(left) == 0 && shift == 0)
         __builtin_memcpy(&bits, at, bytes_of_bits<V>(0));
@@ -34,8 +39,9 @@ typename V::Mask read_mask(const std::uint8_t* row, int64_t i, Left... left) {
 // A row is written in order: what its first byte has below these bits stays, and what follows them is written next.
 template <class V, class... Left>
 void write_mask(typename V::Mask mask, std::uint8_t* row, int64_t i, Left... left) {
-    std::uint8_t* at = row + i / 8;
-    const auto shift = static_cast<unsigned>(i % 8);
+    const auto bit = static_cast<std::uint64_t>(i);
+    std::uint8_t* at = row + bit / 8;
+    const auto shift = static_cast<unsigned>(bit % 8);
     unsigned bits = bits_of(mask);
     if constexpr (sizeof...(left) == 1) bits &= (1u << (left + ...)) - 1;
     if (sizeof...(left) == 0 && shift == 0) {
@@ -61,6 +67,33 @@ V elements(const T* p, Left... left) {
         return load(p, left...);
     else
         return widen(p, left...);
+}
+
+// Whether the masked flavour does what a call asks of the full one.
+inline bool only_masks(const NormalizeArgs& args) { return args.activates && args.mask && args.slope == 0; }
+inline bool only_masks(const Activated& activated, const void* mask) {
+    return activated.some && mask && activated.slope == 0 && !activated.restores;
+}
+inline bool only_masks(const InputGradArgs& args) {
+    return only_masks(args.activated, args.mask) && !args.weights && !args.v && !args.ignores_x;
+}
+inline bool only_masks(const RowGradSumsArgs& args) {
+    return only_masks(args.activated, args.mask) && !args.zeros_count_nothing;
+}
+inline bool only_masks(const LaneGradSumsArgs& args) {
+    return only_masks(args.activated, args.mask) && !args.zeros_count_nothing;
+}
+
+template <class T, Pattern pattern, template <class, Pattern, Flavour> class Writer>
+void write_full(const typename Writer<T, pattern, Flavour::full>::Args& args) noexcept {
+    only_masks(args) ? write_rows<Writer<T, pattern, Flavour::masked>>(args)
+                     : write_rows<Writer<T, pattern, Flavour::full>>(args);
+}
+
+// Backward through relu by its mask, whose first bit for dy is the bit-th.
+template <class V, class... Left>
+[[gnu::always_inline]] inline void pass_back(const std::uint8_t* mask, V& dy, int64_t bit, Left... left) {
+    dy = select(read_mask<V>(mask, bit, left...), dy, V::all(0));
 }
 
 // Backward through an activation: dy as far as it counts, and x, where it is restored. They are the i-th elements on

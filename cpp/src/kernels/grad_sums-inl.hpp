@@ -9,9 +9,6 @@
 
 namespace {
 
-using batchnorm::kernels::LaneGradSumsArgs;
-using batchnorm::kernels::RowGradSumsArgs;
-
 // Where a row of each operand is; y and mask are null unless an activation asks for them.
 template <class T>
 struct GradientRow {
@@ -25,6 +22,7 @@ template <Flavour flavour, class R, class Args, class T, class... Left>
                                                  TwoSums<R>& sums, int64_t i, Left... left) {
     Vec<R> dy = summand<R>(row.dy + i, left...), x = summand<R>(row.x + i, left...);
     if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, i, left...);
+    if constexpr (flavour == Flavour::masked) pass_back(row.mask, dy, i, left...);
     Vec<R> difference = x - mean;
     if (flavour == Flavour::full && args.zeros_count_nothing)
         difference = select(not_zero(dy), difference, Vec<R>::all(0));
@@ -110,6 +108,15 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
             });
         });
     });
+}
+
+template <class T>
+void row_grad_sums_full(const RowGradSumsArgs& args) noexcept {
+    only_masks(args) ? grad_sums_row<T, Flavour::masked>(args) : grad_sums_row<T, Flavour::full>(args);
+}
+template <class T>
+void lane_grad_sums_full(const LaneGradSumsArgs& args) noexcept {
+    only_masks(args) ? grad_sums_lane<T, Flavour::masked>(args) : grad_sums_lane<T, Flavour::full>(args);
 }
 
 }  // namespace

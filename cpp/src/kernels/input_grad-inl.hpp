@@ -10,8 +10,6 @@
 
 namespace {
 
-using batchnorm::kernels::InputGradArgs;
-
 template <class T, Pattern pattern, Flavour flavour>
 class InputGradient {
   public:
@@ -72,7 +70,7 @@ class InputGradient {
         Row dresidual{nullptr, false};
 
         More(const InputGradArgs& args_, int64_t row, int64_t begin_) : args(args_), begin(begin_) {
-            if constexpr (flavour != Flavour::full) return;
+            if constexpr (!is_full(flavour)) return;
             if (args.y) y = row_at<T>(args.y, args.y_stride, row) + begin;
             if (args.v) v = row_at<T>(args.v, args.v_stride, row) + begin;
             if (args.weights) weights = row_at<A>(args.weights, args.weights_stride, row) + (args.uniform ? 0 : begin);
@@ -86,8 +84,11 @@ class InputGradient {
 
         template <class... Left>
         void pass_back(Vec<A>& dy, Vec<A>& x, int64_t i, Left... left) const {
-            if constexpr (flavour != Flavour::full) return;
-            ::pass_back(args.activated, y, mask, dy, x, i, begin + i, left...);
+            if constexpr (!is_full(flavour)) return;
+            if constexpr (flavour == Flavour::masked)
+                ::pass_back(mask, dy, begin + i, left...);
+            else
+                ::pass_back(args.activated, y, mask, dy, x, i, begin + i, left...);
             if (dresidual.row) dresidual.write(dy, i, left...);
         }
 

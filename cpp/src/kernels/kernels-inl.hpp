@@ -27,14 +27,13 @@ constexpr batchnorm::kernels::FlavourKernels plain_kernels = {
 
 template <class T>
 constexpr batchnorm::kernels::FlavourKernels full_kernels = {
-    grad_sums_row<T, Flavour::full>,
-    grad_sums_lane<T, Flavour::full>,
-    {write_rows<Normalizer<T, Pattern::row, Flavour::full>>, write_rows<Normalizer<T, Pattern::lane, Flavour::full>>},
-    {write_rows<InputGradient<T, Pattern::row, Flavour::full>>,
-     write_rows<InputGradient<T, Pattern::lane, Flavour::full>>},
-    alternate_rows<T, RowMoments<T>, Normalizer<T, Pattern::row, Flavour::full>>,
+    row_grad_sums_full<T>,
+    lane_grad_sums_full<T>,
+    {write_full<T, Pattern::row, Normalizer>, write_full<T, Pattern::lane, Normalizer>},
+    {write_full<T, Pattern::row, InputGradient>, write_full<T, Pattern::lane, InputGradient>},
+    alternate_full<T, MomentsOf, Normalizer>,
     nullptr,  // no call scales alone in the full flavour
-    alternate_rows<T, RowGradSums<T, Flavour::full>, InputGradient<T, Pattern::row, Flavour::full>>,
+    alternate_full<T, RowGradSums, InputGradient>,
 };
 
 template <class T>

@@ -7,8 +7,6 @@
 
 namespace {
 
-using batchnorm::kernels::NormalizeArgs;
-
 template <class T, Pattern pattern, Flavour flavour>
 class Normalizer {
   public:
@@ -24,7 +22,7 @@ class Normalizer {
         const T* x = row_at<T>(args_.x, args_.x_stride, row) + begin;
         const T* residual = nullptr;
         std::uint8_t* mask = nullptr;
-        if constexpr (flavour == Flavour::full) {
+        if constexpr (is_full(flavour)) {
             if (args_.residual) residual = row_at<T>(args_.residual, args_.residual_stride, row) + begin;
             if (args_.mask) mask = args_.mask + args_.mask_stride * row;
         }
@@ -32,12 +30,12 @@ class Normalizer {
         const bool goes_on = row + row_distance < args_.rows;
         const auto value_of = [&](Vec<A> v, int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             v = fma(v - hi_.at(channel, left...), scale_.at(channel, left...), shift_.at(channel, left...));
-            if constexpr (flavour == Flavour::full) {
+            if constexpr (is_full(flavour)) {
                 if (residual) v = v + load(residual + i, left...);
-                if (args_.activates) {
+                if (flavour == Flavour::masked || args_.activates) {
                     const typename Vec<A>::Mask through = above_zero(v);
-                    if (mask) write_mask<Vec<A>>(through, mask, begin + i, left...);
-                    v = select(through, v, scaled(v, args_.slope));
+                    if (flavour == Flavour::masked || mask) write_mask<Vec<A>>(through, mask, begin + i, left...);
+                    v = select(through, v, flavour == Flavour::masked ? Vec<A>::all(0) : scaled(v, args_.slope));
                 }
             }
             return v;

@@ -222,9 +222,12 @@ bool aligned_alike(const T* a, const T* b) {
     return (reinterpret_cast<std::uintptr_t>(a) - reinterpret_cast<std::uintptr_t>(b)) % 64 == 0;
 }
 
-// A kernel is compiled in these flavours: plain, writing through the caches or past them, and full, which decides that
-// at run time (table.hpp).
-enum class Flavour { plain, streaming, full };
+// A kernel is compiled in these flavours: plain, writing through the caches or past them; full, which decides that and
+// all else at run time (table.hpp); and what is asked of full most often, relu by a mask, without its branches.
+enum class Flavour { plain, streaming, full, masked };
+
+// Whether a kernel does what full ones do.
+constexpr bool is_full(Flavour flavour) { return flavour == Flavour::full || flavour == Flavour::masked; }
 
 // How a row is written. Past the caches go whole lines alone: one that is written partly so and partly through them
 // costs more than it saves.
@@ -241,7 +244,7 @@ struct RowWriter {
     static constexpr int in_step = in_twos ? 2 * width : width;
     static constexpr int line = flavour == Flavour::plain || line_of<T> < in_step ? in_step : line_of<T>;
 
-    bool past_caches() const { return flavour == Flavour::streaming || (flavour == Flavour::full && streams); }
+    bool past_caches() const { return flavour == Flavour::streaming || (is_full(flavour) && streams); }
     int head(int64_t n) const { return past_caches() ? head_of(row, n) : 0; }
     void write(Vec<Arithmetic<T>> v, int64_t i) const {
         if (past_caches())
