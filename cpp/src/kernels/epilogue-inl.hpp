@@ -36,23 +36,37 @@ typename V::Mask read_mask(const std::uint8_t* row, int64_t i, Left... left) {
     return V::mask_of(bits >> shift);
 }
 
-// A row is written in order: what its first byte has below these bits stays, and what follows them is written next.
-template <class V, class... Left>
-void write_mask(typename V::Mask mask, std::uint8_t* row, int64_t i, Left... left) {
-    const auto bit = static_cast<std::uint64_t>(i);
-    std::uint8_t* at = row + bit / 8;
-    const auto shift = static_cast<unsigned>(bit % 8);
-    unsigned bits = bits_of(mask);
-    if constexpr (sizeof...(left) == 1) bits &= (1u << (left + ...)) - 1;
-    if (sizeof...(left) == 0 && shift == 0) {
-        __builtin_memcpy(at, &bits, bytes_of_bits<V>(0));
-        return;
+// Writes a row's mask in order. Vectors that end within a byte leave its bits to those that follow, which do not read
+// them again: each would wait for the one before.
+struct MaskWriter {
+    std::uint8_t* row = nullptr;
+    unsigned begun = 0;  // the bits of the byte that the next vector starts in
+
+    MaskWriter() = default;
+    MaskWriter(std::uint8_t* row_, int64_t begin) : row(row_) {
+        if (begin % 8 != 0) begun = row[begin / 8] & ((1u << begin % 8) - 1);
     }
-    bits <<= shift;
-    if (shift > 0) bits |= *at & ((1u << shift) - 1);
-    for (unsigned byte = 0; byte < bytes_of_bits<V>(shift, left...); ++byte)
-        at[byte] = static_cast<std::uint8_t>(bits >> (8 * byte));
-}
+
+    // The mask of a vector, whose first element is the i-th of the row.
+    template <class V, class... Left>
+    [[gnu::always_inline]] void write(typename V::Mask mask, int64_t i, Left... left) {
+        const auto bit = static_cast<std::uint64_t>(i);
+        const auto shift = static_cast<unsigned>(bit % 8),
+                   count = static_cast<unsigned>((V::width + ... + (left - V::width)));
+        std::uint8_t* at = row + bit / 8;
+        unsigned bits = bits_of(mask);
+        if constexpr (sizeof...(left) == 1) bits &= (1u << count) - 1;
+        if (sizeof...(left) == 0 && shift == 0) {
+            __builtin_memcpy(at, &bits, bytes_of_bits<V>(0));
+            if constexpr (V::width % 8 != 0) begun = bits;
+            return;
+        }
+        bits = begun | bits << shift;
+        for (unsigned byte = 0; byte < bytes_of_bits<V>(shift, left...); ++byte)
+            at[byte] = static_cast<std::uint8_t>(bits >> (8 * byte));
+        begun = bits >> (shift + count) / 8 * 8;
+    }
+};
 
 // Times slope; exactly 0 where that is 0, also for infinities.
 template <class T>

@@ -21,10 +21,10 @@ class Normalizer {
     [[gnu::always_inline]] void write(int64_t row, int64_t begin, int64_t end) const {
         const T* x = row_at<T>(args_.x, args_.x_stride, row) + begin;
         const T* residual = nullptr;
-        std::uint8_t* mask = nullptr;
+        MaskWriter mask;
         if constexpr (is_full(flavour)) {
             if (args_.residual) residual = row_at<T>(args_.residual, args_.residual_stride, row) + begin;
-            if (args_.mask) mask = args_.mask + args_.mask_stride * row;
+            if (args_.mask) mask = {args_.mask + args_.mask_stride * row, begin};
         }
         const Row y{row_at<T>(args_.y, args_.y_stride, row) + begin, args_.stream};
         const bool goes_on = row + row_distance < args_.rows;
@@ -34,7 +34,8 @@ class Normalizer {
                 if (residual) v = v + load(residual + i, left...);
                 if (flavour == Flavour::masked || args_.activates) {
                     const typename Vec<A>::Mask through = above_zero(v);
-                    if (flavour == Flavour::masked || mask) write_mask<Vec<A>>(through, mask, begin + i, left...);
+                    if (flavour == Flavour::masked || mask.row)
+                        mask.template write<Vec<A>>(through, begin + i, left...);
                     v = select(through, v, flavour == Flavour::masked ? Vec<A>::all(0) : scaled(v, args_.slope));
                 }
             }
