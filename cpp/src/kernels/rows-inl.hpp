@@ -160,7 +160,7 @@ template <int width, class Step>
 inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 
 // The line that a streamed row shares with the next one is written through the caches: its old content must come, and
-// stores behind it would wait for that.
+// stores behind it would wait for that. The next row's page is looked up, too.
 inline void prefetch_to_write(const void* line) { __builtin_prefetch(line, 1, 3); }
 
 // Walks rows in memory order that are read rows_ahead later. A block of rows is read across, column by column, which
