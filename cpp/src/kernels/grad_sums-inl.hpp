@@ -66,7 +66,7 @@ void grad_sums_row(const RowGradSumsArgs& args) noexcept {
 
 template <class T, Flavour flavour>
 void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
-    // Two operands, and L1 should hold a block. Runs are shorter: products differ in size more than differences do.
+    // Two operands, and L1 should hold a block. The rest as in moments_lane.
     constexpr int block = is_half<T> ? 8 : 4, run = 4, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);

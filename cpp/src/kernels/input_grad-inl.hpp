@@ -43,15 +43,17 @@ class InputGradient {
                 prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
                 prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
             }
-            if constexpr (Row::in_twos && sizeof...(left) == 0) {
-                constexpr int width = Row::width;
-                Vec<A> dy_a, dy_b, x_a, x_b;
-                load_two(dy + i, dy_a, dy_b);
-                load_two(x + i, x_a, x_b);
-                dx.write(value_of(dy_a, x_a, i, channel), value_of(dy_b, x_b, i + width, channel + width), i);
-            } else {
-                dx.write(value_of(load(dy + i, left...), load(x + i, left...), i, channel, left...), i, left...);
+            if constexpr (Row::in_twos) {
+                if constexpr (sizeof...(left) == 0) {
+                    constexpr int width = Row::width;
+                    Vec<A> dy_a, dy_b, x_a, x_b;
+                    load_two(dy + i, dy_a, dy_b);
+                    load_two(x + i, x_a, x_b);
+                    dx.write(value_of(dy_a, x_a, i, channel), value_of(dy_b, x_b, i + width, channel + width), i);
+                    return;
+                }
             }
+            dx.write(value_of(load(dy + i, left...), load(x + i, left...), i, channel, left...), i, left...);
         };
         for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, dx.head(end - begin), args_.period, step);
     }

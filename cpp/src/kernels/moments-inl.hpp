@@ -49,8 +49,8 @@ void moments_row(const RowMomentsArgs& args) noexcept {
 
 template <class T>
 void moments_lane(const LaneMomentsArgs& args) noexcept {
-    // Twice the rows where elements have half the size.
-    constexpr int block = is_half<T> ? 16 : 8, width = Vec<Run<T>>::width;
+    // Twice the rows where elements have half the size. What is added up in float is added up in shorter runs.
+    constexpr int block = is_half<T> ? 16 : 8, run = 8, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
@@ -62,7 +62,7 @@ void moments_lane(const LaneMomentsArgs& args) noexcept {
             const char* fetched = ahead.take(block * bytes);
             Vec<Run<T>> pivot[vectors];
             for (int v = 0; v < vectors; ++v) pivot[v] = summand<Run<T>>(pivots + i + v * width, left...);
-            for_each_run<T, block>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+            for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
                 TwoSums<Run<T>> sums[vectors];
                 for (int v = 0; v < vectors; ++v)
                     sums[v] = begin_run<T>({args.sum + i + v * width, args.sum_sq + i + v * width}, left...);

@@ -43,13 +43,15 @@ class Normalizer {
         };
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
-            if constexpr (Row::in_twos && sizeof...(left) == 0) {
-                Vec<A> a, b;
-                load_two(x + i, a, b);
-                y.write(value_of(a, i, channel), value_of(b, i + Row::width, channel + Row::width), i);
-            } else {
-                y.write(value_of(load(x + i, left...), i, channel, left...), i, left...);
+            if constexpr (Row::in_twos) {
+                if constexpr (sizeof...(left) == 0) {
+                    Vec<A> a, b;
+                    load_two(x + i, a, b);
+                    y.write(value_of(a, i, channel), value_of(b, i + Row::width, channel + Row::width), i);
+                    return;
+                }
             }
+            y.write(value_of(load(x + i, left...), i, channel, left...), i, left...);
         };
         for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, y.head(end - begin), args_.period, step);
     }
