@@ -20,17 +20,24 @@ from .functional import (
 )
 from .higher_order import DoubleGrads, batch_norm_double_backward, batch_norm_jvp
 from .layers import BatchNorm
+from .population import population_statistics
+from .running import Cumulative, Exponential, Population, PopulationStatistics, Window
 from .statistics import Grads, GradSums, Moments
 
 __version__ = _version()
 
 __all__ = [
     "BatchNorm",
+    "Cumulative",
     "DoubleGrads",
+    "Exponential",
     "GradSums",
     "Grads",
     "Moments",
+    "Population",
+    "PopulationStatistics",
     "Saved",
+    "Window",
     "__version__",
     "batch_norm",
     "batch_norm_backward",
@@ -46,6 +53,7 @@ __all__ = [
     "input_grad",
     "moments",
     "normalize",
+    "population_statistics",
     "set_num_threads",
     "show_config",
 ]

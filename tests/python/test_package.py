@@ -53,6 +53,8 @@ def test_all():
         "functional",
         "higher_order",
         "layers",
+        "population",
+        "running",
         "statistics",
     }
 
