@@ -6,6 +6,7 @@
 from ._core import Saved
 from ._core import version as _version
 from .config import clear_cache, get_num_threads, set_num_threads, show_config
+from .conventions import convert_state
 from .functional import (
     batch_norm,
     batch_norm_backward,
@@ -48,6 +49,7 @@ __all__ = [
     "batch_norm_inplace",
     "batch_norm_jvp",
     "clear_cache",
+    "convert_state",
     "get_num_threads",
     "grad_sums",
     "input_grad",

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._core import Saved
+from .conventions import Convention, rules, to_numpy, to_own
 from .functional import (
     Activation,
     Axis,
@@ -44,6 +45,9 @@ class BatchNorm:
         running <- (1 - momentum) * running + momentum * statistic
 
     with the unbiased variance, sum((x - mean)^2) / (M - 1); `eval` and `freeze` use the running statistics instead.
+    That is the convention "torch". Another one sets what is not given: momentum and what it means, eps, whether the
+    variance is biased, and names that `load_state_dict` takes beside PyTorch's; see `convert_state`.
+
     momentum=None averages all batches, and running is a policy in the place of momentum: `Exponential`, `Cumulative`,
     `Window` or `Population`.
 
@@ -67,9 +71,10 @@ class BatchNorm:
         num_features: int | tuple[int, ...],
         *,
         axis: Axis = 1,
-        eps: float = 1e-5,
+        eps: float | None = None,
         momentum: float | Literal["default"] | None = "default",
         running: Running | None = None,
+        convention: Convention = "torch",
         center: bool = True,
         scale: bool = True,
         group_size: int | None = None,
@@ -82,6 +87,8 @@ class BatchNorm:
         axes = axis if isinstance(axis, tuple) else (axis,)
         if len(axes) != len(self._shape):
             raise ValueError(f"axis {axis} has {len(axes)} axes, expected one for each of num_features {num_features}")
+        convention_rules = rules(convention)
+        eps = convention_rules.eps if eps is None else eps
         if not (math.isfinite(eps) and eps > 0):
             raise ValueError(f"eps must be positive and finite, got {eps}")
         if running is not None and momentum != "default":
@@ -98,7 +105,8 @@ class BatchNorm:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.num_features = num_features
         self.axis = axis
-        self.eps = eps
+        self.eps: float = eps
+        self.convention = convention
         self.group_size = group_size
         self.activation = activation
         self.negative_slope = negative_slope
@@ -114,12 +122,11 @@ class BatchNorm:
         self.running_mean = np.zeros(self._shape, dtype)
         self.running_var = np.ones(self._shape, dtype)
         self.num_batches_tracked = np.zeros((), np.int64)
-        self._running: Running = Exponential()
         self._memory: Memory = {}
         if running is not None:
             self.running = running
-        elif momentum != "default":
-            self.momentum = momentum
+        else:
+            self.momentum = convention_rules.momentum if momentum == "default" else momentum
 
     # ---------------------------------------------------------------------------------- policy of running statistics
 
@@ -147,10 +154,11 @@ class BatchNorm:
     def momentum(self, momentum: float | None) -> None:
         if momentum is None:
             self.running = Cumulative()
-        elif isinstance(self._running, Exponential):
-            self.running = dataclasses.replace(self._running, momentum=momentum)
-        else:
-            self.running = Exponential(momentum)
+            return
+        policy = getattr(self, "_running", None)
+        if not isinstance(policy, Exponential):
+            policy = rules(self.convention).policy(self.convention, momentum, self.eps)
+        self.running = dataclasses.replace(policy, momentum=momentum)
 
     def reset_running_statistics(self) -> None:
         """Set the running statistics to those of a new layer, and let the policy forget all batches."""
@@ -303,7 +311,8 @@ class BatchNorm:
         if not count.any():
             return  # an empty batch says nothing
         values = count if saved.weights is None else effective_count(x.shape, saved.weights, saved.axis)
-        batch = Batch(mean, var, *(np.broadcast_to(n, mean.shape) for n in (count, values)))
+        count, values = (np.broadcast_to(n, mean.shape) for n in (count, values))
+        batch = Batch(mean, var, count, values, biased=not rules(self.convention).unbiased)
         moved = self._running.step(self._memory, self.running_mean, self.running_var, batch)
         for running, value in zip((self.running_mean, self.running_var), moved, strict=True):
             running[...] = np.where(batch.weight > 0, value, running)
@@ -347,8 +356,14 @@ class BatchNorm:
         Keys are PyTorch's, after prefix ("bn1."). With strict, a missing key (num_batches_tracked may be) or one that
         starts with prefix and is not the layer's is a ValueError. Nothing is written when a check fails. What the
         policy of the running statistics remembers may be missing as a whole, as in a PyTorch checkpoint: it then starts
-        again with running statistics that are loaded, from num_batches_tracked alone.
+        again with running statistics that are loaded, from num_batches_tracked alone. A layer with another convention
+        than PyTorch's takes that one's names too (`convert_state`), with variances as they are.
         """
+        if self.convention != "torch":
+            own = to_own(mapping, self.convention, self.eps, prefix)
+            if "scale_factor" not in self._memory:
+                own.pop("scale_factor", None)  # Caffe's, which is of no use to another policy
+            mapping = {prefix + key: value for key, value in own.items()}
         state = self._state()
         given = {key[len(prefix) :]: key for key in mapping if key.startswith(prefix)}
         remembered = self._memory.keys() & given.keys()
@@ -361,7 +376,7 @@ class BatchNorm:
                     f"state does not fit the layer: missing {sorted(missing)}, unexpected {sorted(unexpected)} "
                     f"(after prefix {prefix!r})"
                 )
-        values = {key: _to_numpy(mapping[given[key]]) for key in state if key in given}
+        values = {key: to_numpy(mapping[given[key]]) for key in state if key in given}
         for key, value in values.items():
             if value.shape != state[key].shape:
                 raise ValueError(f"{prefix}{key} has shape {value.shape}, expected {state[key].shape}")
@@ -386,7 +401,10 @@ class BatchNorm:
             off += f", activation={self.activation!r}"
         if self.activation == "leaky_relu":
             off += f", negative_slope={self.negative_slope}"
-        plain = isinstance(self._running, Cumulative) or self._running == Exponential(self.momentum or 0.0)
+        usual = rules(self.convention).policy(self.convention, self.momentum or 0.0, self.eps)
+        plain = isinstance(self._running, Cumulative) or self._running == usual
+        if self.convention != "torch":
+            off += f", convention={self.convention!r}"
         running = f"momentum={self.momentum}" if plain else f"running={self._running!r}"
         return (
             f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps}, {running}{off}, "
@@ -412,11 +430,3 @@ def _beside(x: Any, array: npt.NDArray[Any] | None) -> Any:
     import torch
 
     return torch.from_numpy(array)
-
-
-def _to_numpy(value: Any) -> npt.NDArray[Any]:
-    # A PyTorch tensor may need its graph, its device and a type that NumPy lacks taken off.
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.double() if value.is_floating_point() else value
-    return np.asarray(value)

@@ -3,7 +3,8 @@
 Each is a frozen value without arrays, so that many layers may share one; what it must remember beside running_mean and
 running_var, the layer keeps, saves and loads. A channel without any weight in a batch is left as it was, also in what
 is remembered. With M values of a channel in a batch (``(sum w)^2 / sum(w^2)`` with weights), s is the batch's mean, or
-its unbiased variance ``M / (M - 1) * var``, which stays biased where M is not above 1.
+its unbiased variance ``M / (M - 1) * var``, which stays biased where M is not above 1, and everywhere if the layer's
+convention says so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class Batch(NamedTuple):
     var: FloatArray
     weight: FloatArray
     effective_count: FloatArray
+    biased: bool = False  # whether running variances are
+
+    def statistic(self) -> FloatArray:
+        """The variance that goes into running variances."""
+        return self.var if self.biased else self.unbiased()
 
     def unbiased(self) -> FloatArray:
         """Var * M / (M - 1), biased where M is not above 1."""
@@ -71,6 +77,8 @@ class Exponential(Running):
     momentum is the share of the new batch, 1 - keep, in PyTorch's sense ("torch"), and keep itself in Keras' sense
     ("keras"), which Flax, ONNX and Caffe share.
 
+    std_eps above 0 averages sqrt(var + std_eps) instead of the variance, as MatConvNet does.
+
     corrected takes the start (0 and 1) out of the average, as Caffe's scale factor and Adam's bias correction do: with
     ``c <- keep * c + 1`` from 0, the share of the new batch is 1 / c, so that the first batch counts wholly. c is saved
     as scale_factor.
@@ -79,12 +87,15 @@ class Exponential(Running):
     momentum: float = 0.1
     sense: Literal["torch", "keras"] = "torch"
     corrected: bool = False
+    std_eps: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.momentum, str) or not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be from 0 to 1, got {self.momentum!r}")
         if self.sense not in ("torch", "keras"):
             raise ValueError(f"sense {self.sense!r} is unknown, expected 'torch' or 'keras'")
+        if not (math.isfinite(self.std_eps) and self.std_eps >= 0):
+            raise ValueError(f"std_eps must be finite and not negative, got {self.std_eps}")
 
     def _shares(self) -> tuple[float, float]:
         m = self.momentum
@@ -110,7 +121,10 @@ class Exponential(Running):
             factor[...] = np.where(batch.weight > 0, keep * factor + 1, factor)
             new = 1 / np.maximum(factor, 1)
             keep = 1 - new
-        return keep * mean + new * batch.mean, keep * var + new * batch.unbiased()
+        if self.std_eps > 0:
+            std = keep * np.sqrt(var + self.std_eps) + new * np.sqrt(batch.statistic() + self.std_eps)
+            return keep * mean + new * batch.mean, np.maximum(std**2 - self.std_eps, 0)
+        return keep * mean + new * batch.mean, keep * var + new * batch.statistic()
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,14 +152,14 @@ class Cumulative(Running):
         n = memory["cumulative_batches"]
         n += batch.weight > 0
         new = 1 / np.maximum(n, 1)
-        return (1 - new) * mean + new * batch.mean, (1 - new) * var + new * batch.unbiased()
+        return (1 - new) * mean + new * batch.mean, (1 - new) * var + new * batch.statistic()
 
 
 @dataclass(frozen=True, repr=False)
 class Window(Running):
     """Average over the last `batches` batches, each with the same share: a finite impulse response.
 
-    Nothing older has an influence, a NaN neither. pooled gives the mean and unbiased variance of all values in the
+    Nothing older has an influence, a NaN neither. pooled gives the mean and variance of all values in the
     window together instead of the average of the batches' own. Mean, variance and counts of the batches are saved as
     window_mean, window_var, window_weight and window_effective_count, oldest first.
     """
@@ -163,21 +177,24 @@ class Window(Running):
 
     def memory(self, shape: tuple[int, ...]) -> Memory:
         """The statistics of the last batches; a weight of 0 where there is none yet."""
-        return {f"window_{name}": np.zeros((self.batches, *shape)) for name in Batch._fields}
+        return {f"window_{name}": np.zeros((self.batches, *shape)) for name in Batch._fields[:4]}
 
     def step(self, memory: Memory, mean: Any, var: Any, batch: Batch) -> tuple[Any, Any]:
         """Drop the oldest batch."""
-        for array, new in zip(memory.values(), batch, strict=True):
+        for array, new in zip(memory.values(), batch[:4], strict=True):
             array[...] = np.where(batch.weight > 0, np.concatenate([array[1:], new[None]]), array)
-        last = Batch(*memory.values())
+        mean, var, weight, effective_count = memory.values()
+        last = Batch(mean, var, weight, effective_count, batch.biased)
         if self.pooled:
             pooled_mean, pooled_var, weight = pooled(last.mean, last.var, last.weight)
+            if last.biased:
+                return pooled_mean, pooled_var
             return pooled_mean, _unbiased(
                 pooled_var, _effective(weight, _of_squares(last.weight, last.effective_count).sum(0))
             )
         there = last.weight > 0
         n = np.maximum(there.sum(0), 1)
-        return last.mean.sum(0) / n, last.unbiased().sum(0) / n
+        return last.mean.sum(0) / n, last.statistic().sum(0) / n
 
 
 @dataclass(frozen=True, repr=False)
@@ -189,7 +206,7 @@ class Population(Running):
     over all batches since the start, each with the same share (Ioffe and Szegedy, 2015). A batch without a variance
     (M not above 1) is left out of both. pooled gives the exact mean and unbiased variance of all values together
     instead, which also contain how the batches' means differ. Both are gathered: `population_statistics` of the layer
-    has them. Saved under the keys of `PopulationStatistics`.
+    has them. Unbiased with every convention. Saved under the keys of `PopulationStatistics`.
     """
 
     pooled: bool = False

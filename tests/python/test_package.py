@@ -50,6 +50,7 @@ def test_all():
     assert public(bn.__all__) == public(dir(bn)) - {
         "bench",
         "config",
+        "conventions",
         "functional",
         "higher_order",
         "layers",
