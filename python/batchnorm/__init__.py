@@ -6,6 +6,7 @@
 from ._core import Saved
 from ._core import version as _version
 from .config import clear_cache, get_num_threads, set_num_threads, show_config
+from .conventions import convert_state
 from .functional import (
     batch_norm,
     batch_norm_backward,
@@ -20,17 +21,24 @@ from .functional import (
 )
 from .higher_order import DoubleGrads, batch_norm_double_backward, batch_norm_jvp
 from .layers import BatchNorm
+from .population import population_statistics
+from .running import Cumulative, Exponential, Population, PopulationStatistics, Window
 from .statistics import Grads, GradSums, Moments
 
 __version__ = _version()
 
 __all__ = [
     "BatchNorm",
+    "Cumulative",
     "DoubleGrads",
+    "Exponential",
     "GradSums",
     "Grads",
     "Moments",
+    "Population",
+    "PopulationStatistics",
     "Saved",
+    "Window",
     "__version__",
     "batch_norm",
     "batch_norm_backward",
@@ -41,11 +49,13 @@ __all__ = [
     "batch_norm_inplace",
     "batch_norm_jvp",
     "clear_cache",
+    "convert_state",
     "get_num_threads",
     "grad_sums",
     "input_grad",
     "moments",
     "normalize",
+    "population_statistics",
     "set_num_threads",
     "show_config",
 ]

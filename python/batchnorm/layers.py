@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ._core import Saved
+from .conventions import Convention, rules, to_numpy, to_own
 from .functional import (
     Activation,
     Axis,
@@ -19,6 +21,7 @@ from .functional import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
+from .running import Batch, Cumulative, Exponential, Memory, Running, effective_count, pooled
 from .statistics import Grads
 
 
@@ -42,6 +45,12 @@ class BatchNorm:
         running <- (1 - momentum) * running + momentum * statistic
 
     with the unbiased variance, sum((x - mean)^2) / (M - 1); `eval` and `freeze` use the running statistics instead.
+    That is the convention "torch". Another one sets what is not given: momentum and what it means, eps, whether the
+    variance is biased, and names that `load_state_dict` takes beside PyTorch's; see `convert_state`.
+
+    momentum=None averages all batches, and running is a policy in the place of momentum: `Exponential`, `Cumulative`,
+    `Window` or `Population`.
+
     activation ("relu", "leaky_relu") comes last, after a residual that a call may be given. group_size is that of
     `batch_norm`: groups of samples have statistics of their own, and the running ones are those of the whole batch.
     Weights of a call, `batch_norm`'s, give elements a share in the statistics of training; M is then
@@ -62,8 +71,10 @@ class BatchNorm:
         num_features: int | tuple[int, ...],
         *,
         axis: Axis = 1,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
+        eps: float | None = None,
+        momentum: float | Literal["default"] | None = "default",
+        running: Running | None = None,
+        convention: Convention = "torch",
         center: bool = True,
         scale: bool = True,
         group_size: int | None = None,
@@ -76,10 +87,12 @@ class BatchNorm:
         axes = axis if isinstance(axis, tuple) else (axis,)
         if len(axes) != len(self._shape):
             raise ValueError(f"axis {axis} has {len(axes)} axes, expected one for each of num_features {num_features}")
+        convention_rules = rules(convention)
+        eps = convention_rules.eps if eps is None else eps
         if not (math.isfinite(eps) and eps > 0):
             raise ValueError(f"eps must be positive and finite, got {eps}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be from 0 to 1, got {momentum}")
+        if running is not None and momentum != "default":
+            raise ValueError(f"momentum {momentum} and running {running} were given, expected one of them")
         if group_size is not None and operator.index(group_size) < 1:
             raise ValueError(f"group_size must be at least 1, got {group_size}")
         if activation not in (None, "relu", "leaky_relu"):
@@ -92,8 +105,8 @@ class BatchNorm:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.num_features = num_features
         self.axis = axis
-        self.eps = eps
-        self.momentum = momentum
+        self.eps: float = eps
+        self.convention = convention
         self.group_size = group_size
         self.activation = activation
         self.negative_slope = negative_slope
@@ -109,6 +122,50 @@ class BatchNorm:
         self.running_mean = np.zeros(self._shape, dtype)
         self.running_var = np.ones(self._shape, dtype)
         self.num_batches_tracked = np.zeros((), np.int64)
+        self._memory: Memory = {}
+        if running is not None:
+            self.running = running
+        else:
+            self.momentum = convention_rules.momentum if momentum == "default" else momentum
+
+    # ---------------------------------------------------------------------------------- policy of running statistics
+
+    @property
+    def running(self) -> Running:
+        """The policy of the running statistics; another one goes on from what they are now."""
+        return self._running
+
+    @running.setter
+    def running(self, policy: Running) -> None:
+        if not isinstance(policy, Running):
+            raise TypeError(f"running is {policy!r}, expected bn.Exponential, Cumulative, Window or Population")
+        memory = policy.memory(self._shape)
+        if {key: array.shape for key, array in memory.items()} != {k: a.shape for k, a in self._memory.items()}:
+            policy.restart(memory, int(self.num_batches_tracked))
+            self._memory = memory
+        self._running = policy
+
+    @property
+    def momentum(self) -> float | None:
+        """The momentum of an exponential average, None with another policy. Setting None averages all batches."""
+        return self._running.momentum if isinstance(self._running, Exponential) else None
+
+    @momentum.setter
+    def momentum(self, momentum: float | None) -> None:
+        if momentum is None:
+            self.running = Cumulative()
+            return
+        policy = getattr(self, "_running", None)
+        if not isinstance(policy, Exponential):
+            policy = rules(self.convention).policy(self.convention, momentum, self.eps)
+        self.running = dataclasses.replace(policy, momentum=momentum)
+
+    def reset_running_statistics(self) -> None:
+        """Set the running statistics to those of a new layer, and let the policy forget all batches."""
+        self.running_mean[...] = 0
+        self.running_var[...] = 1
+        self.num_batches_tracked[...] = 0
+        self._running.restart(self._memory, 0)
 
     # ------------------------------------------------------------------------------------------------ mode
 
@@ -250,17 +307,15 @@ class BatchNorm:
             np.asarray(saved.count if saved.count is not None else 0.0),
         )
         if saved.group_size is not None:
-            mean, var, count = _pooled(mean, var, count)
+            mean, var, count = pooled(mean, var, count)
         if not count.any():
             return  # an empty batch says nothing
-        values = count if saved.weights is None else _effective_count(x.shape, saved)
-        above_one = np.where(values > 1, values - 1, values + (values == 0))
-        unbiased = var * (values / above_one)
-        m = self.momentum
-        some = count > 0
-        for running, statistic in ((self.running_mean, mean), (self.running_var, unbiased)):
-            moved = (1 - m) * running + m * statistic
-            running[...] = moved if some.all() else np.where(some, moved, running)
+        values = count if saved.weights is None else effective_count(x.shape, saved.weights, saved.axis)
+        count, values = (np.broadcast_to(n, mean.shape) for n in (count, values))
+        batch = Batch(mean, var, count, values, biased=not rules(self.convention).unbiased)
+        moved = self._running.step(self._memory, self.running_mean, self.running_var, batch)
+        for running, value in zip((self.running_mean, self.running_var), moved, strict=True):
+            running[...] = np.where(batch.weight > 0, value, running)
         self.num_batches_tracked += 1
 
     # ------------------------------------------------------------------------------------------- parameters
@@ -286,37 +341,51 @@ class BatchNorm:
             "running_mean": self.running_mean,
             "running_var": self.running_var,
             "num_batches_tracked": self.num_batches_tracked,
+            **self._memory,
         }
         return {key: array for key, array in state.items() if array is not None}
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
-        """Copies of the parameters and running statistics, under PyTorch's keys."""
-        return {key: array.copy() for key, array in self._state().items()}
+        """Copies of the parameters and running statistics, under PyTorch's keys, and of what the policy remembers."""
+        saved = self._running.to_save(self._memory, int(self.num_batches_tracked))
+        return {key: a.copy() for key, a in self._state().items() if key in saved or key not in self._memory}
 
     def load_state_dict(self, mapping: Mapping[str, Any], prefix: str = "", strict: bool = True) -> None:
         """Write the values of a mapping (a state_dict, np.load's or PyTorch's) into the layer's arrays.
 
         Keys are PyTorch's, after prefix ("bn1."). With strict, a missing key (num_batches_tracked may be) or one that
-        starts with prefix and is not the layer's is a ValueError. Nothing is written when a check fails.
+        starts with prefix and is not the layer's is a ValueError. Nothing is written when a check fails. What the
+        policy of the running statistics remembers may be missing as a whole, as in a PyTorch checkpoint: it then starts
+        again with running statistics that are loaded, from num_batches_tracked alone. A layer with another convention
+        than PyTorch's takes that one's names too (`convert_state`), with variances as they are.
         """
+        if self.convention != "torch":
+            own = to_own(mapping, self.convention, self.eps, prefix)
+            if "scale_factor" not in self._memory:
+                own.pop("scale_factor", None)  # Caffe's, which is of no use to another policy
+            mapping = {prefix + key: value for key, value in own.items()}
         state = self._state()
         given = {key[len(prefix) :]: key for key in mapping if key.startswith(prefix)}
+        remembered = self._memory.keys() & given.keys()
         if strict:
             missing = state.keys() - given.keys() - {"num_batches_tracked"}
+            missing -= set() if remembered else self._memory.keys()
             unexpected = given.keys() - state.keys()
             if missing or unexpected:
                 raise ValueError(
                     f"state does not fit the layer: missing {sorted(missing)}, unexpected {sorted(unexpected)} "
                     f"(after prefix {prefix!r})"
                 )
-        values = {key: _to_numpy(mapping[given[key]]) for key in state if key in given}
+        values = {key: to_numpy(mapping[given[key]]) for key in state if key in given}
         for key, value in values.items():
             if value.shape != state[key].shape:
                 raise ValueError(f"{prefix}{key} has shape {value.shape}, expected {state[key].shape}")
-        if "running_var" in values and (values["running_var"] < 0).any():
-            raise ValueError(f"{prefix}running_var must not be negative")
+            if (key == "running_var" or (key in self._memory and not key.endswith("mean"))) and (value < 0).any():
+                raise ValueError(f"{prefix}{key} must not be negative")
         for key, value in values.items():
             state[key][...] = value
+        if not remembered and {"running_mean", "running_var"} & values.keys():
+            self._running.restart(self._memory, int(self.num_batches_tracked))
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the batch that a pending backward would need, and its gradients."""
@@ -332,8 +401,13 @@ class BatchNorm:
             off += f", activation={self.activation!r}"
         if self.activation == "leaky_relu":
             off += f", negative_slope={self.negative_slope}"
+        usual = rules(self.convention).policy(self.convention, self.momentum or 0.0, self.eps)
+        plain = isinstance(self._running, Cumulative) or self._running == usual
+        if self.convention != "torch":
+            off += f", convention={self.convention!r}"
+        running = f"momentum={self.momentum}" if plain else f"running={self._running!r}"
         return (
-            f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}{off}, "
+            f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps}, {running}{off}, "
             f"dtype={self.running_mean.dtype.name!r}, mode={self._mode!r})"
         )
 
@@ -349,27 +423,6 @@ def _shape_of(num_features: int | tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _pooled(mean: Any, var: Any, count: Any) -> tuple[Any, Any, Any]:
-    """Mean, biased variance and count of all groups together, from those of each, along the first axis."""
-    total = count.sum(0)
-    shares = count / (total + (total == 0))
-    pooled = (shares * mean).sum(0)
-    return pooled, (shares * (var + (mean - pooled) ** 2)).sum(0), total
-
-
-def _effective_count(shape: tuple[int, ...], saved: Saved) -> Any:
-    """(sum w)^2 / sum(w^2) of each statistic of an x of this shape; 0 where there is no weight."""
-    weights = np.asarray(saved.weights, np.float64)
-    axes = saved.axis if isinstance(saved.axis, tuple) else (saved.axis,)
-    kept = {axis % len(shape) for axis in axes}
-    reduced = tuple(axis for axis in range(len(shape)) if axis not in kept)
-    if weights.ndim < len(shape):
-        weights = np.expand_dims(weights, tuple(sorted(kept)))
-    weights = np.broadcast_to(weights, [1 if a in kept and weights.shape[a] == 1 else n for a, n in enumerate(shape)])
-    total, squares = weights.sum(reduced), (weights**2).sum(reduced)
-    return total**2 / (squares + (squares == 0))
-
-
 def _beside(x: Any, array: npt.NDArray[Any] | None) -> Any:
     """The layer's array as x's kind of array, sharing its memory."""
     if array is None or not type(x).__module__.startswith("torch"):
@@ -377,11 +430,3 @@ def _beside(x: Any, array: npt.NDArray[Any] | None) -> Any:
     import torch
 
     return torch.from_numpy(array)
-
-
-def _to_numpy(value: Any) -> npt.NDArray[Any]:
-    # A PyTorch tensor may need its graph, its device and a type that NumPy lacks taken off.
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.double() if value.is_floating_point() else value
-    return np.asarray(value)

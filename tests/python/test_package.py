@@ -50,9 +50,12 @@ def test_all():
     assert public(bn.__all__) == public(dir(bn)) - {
         "bench",
         "config",
+        "conventions",
         "functional",
         "higher_order",
         "layers",
+        "population",
+        "running",
         "statistics",
     }
 

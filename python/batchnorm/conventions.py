@@ -1,0 +1,199 @@
+"""What other libraries mean by momentum, eps, variance and state: each named, and states converted between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from .running import Exponential, scale_factor
+
+Convention = Literal["torch", "keras", "flax", "onnx", "caffe", "matconvnet", "tensorflow"]
+Array = npt.NDArray[Any]
+
+OWN = ("weight", "bias", "running_mean", "running_var")
+_REMEMBERED = ("window_", "population_", "cumulative_batches")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A library's defaults, whether its running variance is unbiased, and its names of gamma, beta, mean and var."""
+
+    momentum: float
+    sense: Literal["torch", "keras"]
+    eps: float
+    unbiased: bool
+    names: tuple[str, ...]
+
+    def policy(self, name: str, momentum: float, eps: float) -> Exponential:
+        """The library's exponential average."""
+        return Exponential(momentum, self.sense, name == "caffe", eps if name == "matconvnet" else 0.0)
+
+
+RULES: dict[str, Rules] = {
+    "torch": Rules(0.1, "torch", 1e-5, True, OWN),
+    "keras": Rules(0.99, "keras", 1e-3, False, ("gamma", "beta", "moving_mean", "moving_variance")),
+    "flax": Rules(0.99, "keras", 1e-5, False, ("scale", "bias", "mean", "var")),
+    "onnx": Rules(0.9, "keras", 1e-5, False, ("scale", "B", "input_mean", "input_var")),
+    # The blobs of BatchNorm, sums of which scale_factor is the weight, and of the Scale layer after it.
+    "caffe": Rules(0.999, "keras", 1e-5, True, ("scale", "bias", "mean", "variance")),
+    # moments is (..., 2): the mean and sigma = sqrt(var + eps).
+    "matconvnet": Rules(0.1, "torch", 1e-4, False, ("multipliers", "biases", "moments", "moments")),
+    # The fused operation, whose running variance is unbiased.
+    "tensorflow": Rules(0.99, "keras", 1e-3, True, ("gamma", "beta", "moving_mean", "moving_variance")),
+}
+
+
+def rules(convention: str, argument: str = "convention") -> Rules:
+    """The rules of a convention, or a ValueError that names the argument."""
+    if not isinstance(convention, str) or convention not in RULES:
+        raise ValueError(f"{argument} {convention!r} is unknown, expected one of {', '.join(get_args(Convention))}")
+    return RULES[convention]
+
+
+def convert_state(
+    state: Mapping[str, Any], from_: Convention, to: Convention, count: Any = None, *, eps: float = 1e-4
+) -> dict[str, Array]:
+    """The state of a batch norm layer of one library as that of another, which then infers the same.
+
+    ===========  ==========  ======  ===========  ===============  =========
+    convention   gamma       beta    mean         variance         variance
+    ===========  ==========  ======  ===========  ===============  =========
+    torch        weight      bias    running_mean running_var      unbiased
+    keras        gamma       beta    moving_mean  moving_variance  biased
+    flax         scale       bias    mean         var              biased
+    onnx         scale       B       input_mean   input_var        biased
+    caffe        scale       bias    mean         variance         unbiased
+    matconvnet   multipliers biases  moments[..., 0], [..., 1]     biased
+    tensorflow   gamma       beta    moving_mean  moving_variance  unbiased
+    ===========  ==========  ======  ===========  ===============  =========
+
+    Caffe's mean and variance are sums, scale_factor times the statistics; to Caffe, scale_factor is that after
+    num_batches_tracked batches, else its limit 1 / (1 - 0.999). MatConvNet's second moment is sqrt(var + eps), with
+    eps the layer's there; it is float64, since var is found again from a difference. Flax's two collections may be
+    nested in a state. PyTorch's names are those of `BatchNorm.state_dict` with every convention, and from_ may be any
+    with them: it then tells whether the variance is biased; what a policy remembers is left out.
+
+    Where one variance is biased and the other is not, count is needed: the number of values behind each statistic of a
+    batch, N * H * W for NCHW. There and back gives each value within 2 ulp (variances by way of MatConvNet: 2 ulp of
+    var + eps, times M / (M - 1)).
+    """
+    source, target = rules(from_, "from_"), rules(to, "to")
+    if not (np.isfinite(eps) and eps > 0):
+        raise ValueError(f"eps must be positive and finite, got {eps}")
+    own = {key: to_numpy(value) for key, value in to_own(state, from_, eps).items() if not _is_remembered(key)}
+    if unknown := own.keys() - {*OWN, "num_batches_tracked", "scale_factor"}:
+        raise ValueError(f"state has unknown keys {sorted(unknown)}, expected those of {from_}: {_expected(from_)}")
+    if missing := {"running_mean", "running_var"} - own.keys():
+        raise ValueError(f"state lacks {sorted(missing)} in {from_}'s names, expected {_expected(from_)}")
+    mean, var = own["running_mean"], own["running_var"]
+    if (var < 0).any():
+        raise ValueError("variances of state must not be negative")
+    if source.unbiased != target.unbiased:
+        var = _rebiased(var, target.unbiased, count, from_, to)
+
+    converted = {name: own[key].copy() for name, key in zip(target.names[:2], OWN[:2], strict=True) if key in own}
+    if to == "caffe":
+        factor = _caffe_factor(own)
+        converted["mean"], converted["variance"] = (_round(_wide(a) * factor, a) for a in (mean, var))
+        converted["scale_factor"] = np.array([factor], np.float64)
+    elif to == "matconvnet":
+        converted["moments"] = np.stack([_wide(mean), np.sqrt(_wide(var) + eps)], axis=-1).astype(np.float64)
+    else:
+        converted[target.names[2]], converted[target.names[3]] = mean.copy(), _round(var, var)
+    if to == "torch" and "num_batches_tracked" in own:
+        converted["num_batches_tracked"] = own["num_batches_tracked"].copy()
+    return converted
+
+
+def to_own(state: Mapping[str, Any], convention: str, eps: float, prefix: str = "") -> dict[str, Any]:
+    """A state of a convention under this library's names, without prefix; biased variances stay so.
+
+    A state that has them already is left as it is, and so are keys that the convention does not have.
+    """
+    items = dict(_flat(state, prefix))
+    if convention == "torch" or {"running_mean", "running_var"} & items.keys():
+        return items
+    names = RULES[convention].names
+    own = {key: items.pop(name) for key, name in zip(OWN[:2], names[:2], strict=True) if name in items}
+    if convention == "matconvnet":
+        if "moments" in items:
+            moments = to_numpy(items.pop("moments"))
+            if moments.shape[-1:] != (2,):
+                raise ValueError(f"moments has shape {moments.shape}, expected (C, 2): mean and sqrt(var + eps)")
+            own["running_mean"] = moments[..., 0]
+            own["running_var"] = np.maximum(_wide(moments[..., 1]) ** 2 - eps, 0)
+        return {**own, **items}
+    statistics = {key: items.pop(name) for key, name in zip(OWN[2:], names[2:], strict=True) if name in items}
+    if convention == "caffe" and statistics:
+        if "scale_factor" not in items:
+            raise ValueError("state lacks 'scale_factor', expected Caffe's third blob beside mean and variance")
+        factor = _wide(to_numpy(items["scale_factor"])).reshape(-1)
+        if factor.shape != (1,) or not factor[0] >= 0:
+            raise ValueError(f"scale_factor must be one number from 0 up, got {factor}")
+        arrays = {key: to_numpy(value) for key, value in statistics.items()}
+        items["scale_factor"] = np.full(next(iter(arrays.values())).shape, factor[0], np.float64)
+        # Caffe takes the statistics as 0 where nothing was added up yet.
+        statistics = {k: _round(_wide(a) / factor[0] if factor[0] else np.zeros(a.shape), a) for k, a in arrays.items()}
+    return {**own, **statistics, **items}
+
+
+def to_numpy(value: Any) -> Array:
+    """An array of any kind as NumPy's, of its own type where NumPy has that."""
+    if hasattr(value, "detach"):  # a PyTorch tensor may need its graph and its device taken off
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    return np.asarray(value)
+
+
+def _flat(state: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key in state:
+        if not key.startswith(prefix):
+            continue
+        value = state[key]
+        if isinstance(value, Mapping):  # Flax's params and batch_stats
+            yield from value.items()
+        else:
+            yield key[len(prefix) :], value
+
+
+def _rebiased(var: Array, unbiased: bool, count: Any, from_: str, to: str) -> Array:
+    kinds = ("biased", "unbiased") if unbiased else ("unbiased", "biased")
+    if count is None:
+        raise ValueError(
+            f"count is needed from {from_}'s {kinds[0]} to {to}'s {kinds[1]} variance: the number of values behind "
+            "each statistic of a batch, N * H * W for NCHW"
+        )
+    m = np.asarray(count, np.longdouble)
+    if not (m > 1).all():
+        raise ValueError(f"count must be above 1, got {count}")
+    rebiased = _wide(var) * (m / (m - 1) if unbiased else (m - 1) / m)
+    return rebiased if var.dtype == np.longdouble or to == "matconvnet" else _round(rebiased, var)
+
+
+def _caffe_factor(own: Mapping[str, Array]) -> float:
+    if "scale_factor" in own:
+        return float(own["scale_factor"].max(initial=0)) or 1.0
+    keep = RULES["caffe"].momentum
+    batches = int(own.get("num_batches_tracked", 0))
+    return scale_factor(keep, batches) if batches > 0 else 1 / (1 - keep)
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.longdouble)  # so that each conversion rounds once, at its end
+
+
+def _round(array: Array, like: Array) -> Array:
+    return array.astype(np.float64 if like.dtype.kind in "iub" or like.dtype == np.longdouble else like.dtype)
+
+
+def _is_remembered(key: str) -> bool:
+    return key.startswith(_REMEMBERED)
+
+
+def _expected(convention: str) -> str:
+    names = dict.fromkeys((*RULES[convention].names, *(("scale_factor",) if convention == "caffe" else ())))
+    return ", ".join(names)
