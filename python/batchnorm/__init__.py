@@ -5,6 +5,7 @@
 
 from ._core import Saved
 from ._core import version as _version
+from .accumulation import accumulate
 from .config import clear_cache, get_num_threads, set_num_threads, show_config
 from .functional import (
     batch_norm,
@@ -32,6 +33,7 @@ __all__ = [
     "Moments",
     "Saved",
     "__version__",
+    "accumulate",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_backward_from_output",

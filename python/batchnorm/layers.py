@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +22,28 @@ from .functional import (
 from .statistics import Grads
 
 
+class Exchange(Protocol):
+    """Runs a training forward and backward of a layer on a part of the batch, with the statistics of all of it."""
+
+    def forward(self, layer: BatchNorm, x: Any, *, residual: Any, weights: Any, out: Any) -> tuple[Any, Context]:
+        """What `BatchNorm.forward` returns."""
+
+    def backward(self, layer: BatchNorm, context: Context, dy: Any, *, out: Any) -> Grads:
+        """The gradients of this part; dgamma and dbeta are its share of the whole batch's."""
+
+
 class Context:
     """What one forward call of a layer leaves for its backward: a reference to x, and the statistics used."""
 
-    def __init__(self, x: Any, statistics: Any, y: Any, frozen: bool, residual: bool) -> None:
+    def __init__(
+        self, x: Any, statistics: Any, y: Any, frozen: bool, residual: bool, exchange: Exchange | None = None
+    ) -> None:
         self._x = x
         self._statistics = statistics  # Saved, or (mean, var) where the layer was frozen
         self._y = y  # where the layer was frozen and activates: its sign is the mask
         self._frozen = frozen
         self._residual = residual
+        self._exchange = exchange  # where x was a part of the batch
 
 
 class BatchNorm:
@@ -56,6 +69,8 @@ class BatchNorm:
     ``y, ctx = layer.forward(x)`` and ``dx = layer.backward(dy, ctx)``. After the backward of a call with a residual,
     dresidual is its gradient.
     """
+
+    _exchange: Exchange | None = None  # in training, if x is a part of the batch
 
     def __init__(
         self,
@@ -145,6 +160,8 @@ class BatchNorm:
         self, x: Any, *, residual: Any = None, weights: Any = None, out: Any = None
     ) -> tuple[Any, Context | None]:
         """Return y and the context that backward takes (None in eval). weights count in training alone."""
+        if self._exchange is not None and self._mode == "train":
+            return self._exchange.forward(self, x, residual=residual, weights=weights, out=out)
         self._check_features(x)
         gamma, beta = _beside(x, self.gamma), _beside(x, self.beta)
         if self._mode == "train":
@@ -217,6 +234,8 @@ class BatchNorm:
                 out=out,
                 threads=self.threads,
             )
+        elif context._exchange is not None:
+            grads = context._exchange.backward(self, context, dy, out=out)
         else:
             grads = batch_norm_backward(
                 dy,
@@ -243,7 +262,7 @@ class BatchNorm:
         if features != self._shape:
             raise ValueError(f"x has {features} features along axis {self.axis}, this layer has {self._shape}")
 
-    def _track(self, x: Any, saved: Saved) -> None:
+    def _track(self, x: Any, saved: Saved, effective_count: Any = None) -> None:
         mean, var, count = (
             np.asarray(saved.mean),
             np.asarray(saved.var),
@@ -253,7 +272,9 @@ class BatchNorm:
             mean, var, count = _pooled(mean, var, count)
         if not count.any():
             return  # an empty batch says nothing
-        values = count if saved.weights is None else _effective_count(x.shape, saved)
+        values = effective_count
+        if values is None:
+            values = count if saved.weights is None else _effective_count(x.shape, saved)
         above_one = np.where(values > 1, values - 1, values + (values == 0))
         unbiased = var * (values / above_one)
         m = self.momentum
@@ -359,15 +380,20 @@ def _pooled(mean: Any, var: Any, count: Any) -> tuple[Any, Any, Any]:
 
 def _effective_count(shape: tuple[int, ...], saved: Saved) -> Any:
     """(sum w)^2 / sum(w^2) of each statistic of an x of this shape; 0 where there is no weight."""
-    weights = np.asarray(saved.weights, np.float64)
-    axes = saved.axis if isinstance(saved.axis, tuple) else (saved.axis,)
+    total, squares = _weight_sums(shape, saved.weights, saved.axis)
+    return total**2 / (squares + (squares == 0))
+
+
+def _weight_sums(shape: tuple[int, ...], weights: Any, axis: Axis) -> tuple[Any, Any]:
+    """sum(w) and sum(w^2) of each statistic of an x of this shape."""
+    weights = np.asarray(weights, np.float64)
+    axes = axis if isinstance(axis, tuple) else (axis,)
     kept = {axis % len(shape) for axis in axes}
     reduced = tuple(axis for axis in range(len(shape)) if axis not in kept)
     if weights.ndim < len(shape):
         weights = np.expand_dims(weights, tuple(sorted(kept)))
     weights = np.broadcast_to(weights, [1 if a in kept and weights.shape[a] == 1 else n for a, n in enumerate(shape)])
-    total, squares = weights.sum(reduced), (weights**2).sum(reduced)
-    return total**2 / (squares + (squares == 0))
+    return weights.sum(reduced), (weights**2).sum(reduced)
 
 
 def _beside(x: Any, array: npt.NDArray[Any] | None) -> Any:
