@@ -3,6 +3,7 @@
 `axis` is the axis, or tuple of axes, that keeps its own statistics: 1 for NCHW, -1 for NHWC.
 """
 
+from . import distributed
 from ._core import Saved
 from ._core import version as _version
 from .accumulation import accumulate
@@ -43,6 +44,7 @@ __all__ = [
     "batch_norm_inplace",
     "batch_norm_jvp",
     "clear_cache",
+    "distributed",
     "get_num_threads",
     "grad_sums",
     "input_grad",
