@@ -22,12 +22,14 @@ from .functional import (
 )
 from .higher_order import DoubleGrads, batch_norm_double_backward, batch_norm_jvp
 from .layers import BatchNorm
+from .renorm import BatchRenorm
 from .statistics import Grads, GradSums, Moments
 
 __version__ = _version()
 
 __all__ = [
     "BatchNorm",
+    "BatchRenorm",
     "DoubleGrads",
     "GradSums",
     "Grads",

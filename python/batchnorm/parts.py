@@ -18,6 +18,20 @@ Packed = npt.NDArray[np.float64]
 """[count, sum of squared weights, mean, m2], or [sum of dy, of dy * (x - mean)]: each of the kept axes' shape."""
 
 
+class Corrected(BatchNorm):
+    """A layer that puts xhat * r + d in the place of xhat, r and d constants in backward."""
+
+    def _correction(self, mean: Any, var: Any, new: bool) -> tuple[Any, Any]:
+        """R and d from the whole batch's statistics; if they are not new, those of the last call."""
+        raise NotImplementedError
+
+
+class PartContext(Context):
+    """A `Context` with r and d, if there are any."""
+
+    correction: tuple[Any, Any] | None = None
+
+
 class Parts:
     """The layers' `Exchange` by way of two methods, which say where the other parts are."""
 
@@ -36,7 +50,12 @@ class Parts:
         count = _same(counts)
         if weights is None and count == 1:
             raise ValueError("all parts of the batch together have one value per channel; a variance needs two")
-        parameters = _beside(x, layer.gamma), _beside(x, layer.beta)
+        gamma, beta, correction = layer.gamma, layer.beta, None
+        if isinstance(layer, Corrected) and counts.any():
+            correction = r, d = layer._correction(mean, m2 / (counts + (counts == 0)), new)
+            scaled = 1.0 if gamma is None else gamma.astype(np.float64)
+            gamma, beta = scaled * r, scaled * d + (0.0 if beta is None else beta)
+        parameters = _beside(x, gamma), _beside(x, beta)
         options = {
             "axis": layer.axis,
             "eps": layer.eps,
@@ -57,13 +76,19 @@ class Parts:
         if new:
             effective = np.where(squares == counts, counts, counts**2 / (squares + (squares == 0)))
             layer._track(x, saved, effective)
-        return y, Context(x, saved, None, frozen=False, residual=residual is not None, exchange=self)
+        context = PartContext(x, saved, None, frozen=False, residual=residual is not None, exchange=self)
+        context.correction = correction
+        return y, context
 
     def backward(self, layer: BatchNorm, context: Context, dy: Any, *, out: Any) -> Grads:
         """Dx by the sums of all parts; dgamma and dbeta are this part's share, as in every other layer."""
         x, saved = context._x, context._statistics
         own, total = self.sums(layer, lambda: _summed(dy, x, saved, layer.threads))
-        gamma = _beside(x, layer.gamma)
+        correction = context.correction if isinstance(context, PartContext) else None
+        gamma = layer.gamma
+        if correction is not None:
+            gamma = correction[0] if gamma is None else gamma * correction[0]
+        gamma = _beside(x, gamma)
         need = context._residual
         if saved.count is None or not np.any(np.asarray(saved.count)):
             grads = batch_norm_backward(dy, x, saved, gamma, need_dresidual=need, out=out, threads=layer.threads)
@@ -72,8 +97,10 @@ class Parts:
             grads = input_grad(dy, x, saved, sums, gamma, need_dresidual=need, out=out, threads=layer.threads)
         dtype = layer.running_mean.dtype
         with np.errstate(over="ignore", invalid="ignore"):
-            dgamma, dbeta = (own[1] * np.asarray(saved.inv_std)).astype(dtype), own[0].astype(dtype)
-        return Grads(grads.dx, dgamma, dbeta, grads.dresidual)
+            dgamma, dbeta = own[1] * np.asarray(saved.inv_std), own[0]
+            if correction is not None:
+                dgamma = dgamma * correction[0] + dbeta * correction[1]
+            return Grads(grads.dx, dgamma.astype(dtype), dbeta.astype(dtype), grads.dresidual)
 
 
 def merged_moments(parts: Iterable[Packed]) -> Packed:

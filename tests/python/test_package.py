@@ -55,6 +55,7 @@ def test_all():
         "higher_order",
         "layers",
         "parts",
+        "renorm",
         "statistics",
     }
 
