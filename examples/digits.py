@@ -53,7 +53,7 @@ class Conv:
         y = self.weight.reshape(len(self.weight), -1) @ self.columns
         if self.bias is not None:
             y += self.bias
-        return y.reshape(n, -1, h, w)
+        return y.reshape(n, len(self.weight), h, w)
 
     def backward(self, dy):
         n, outputs, h, w = dy.shape
@@ -62,7 +62,7 @@ class Conv:
         self.dbias[...] = flat.sum(axis=(0, 2))[:, None]
         # dx is a convolution too: of dy, with the kernels turned by 180 degrees, from outputs to inputs.
         turned = self.weight[:, :, ::-1, ::-1].swapaxes(0, 1)
-        return (turned.reshape(len(turned), -1) @ im2col(dy)).reshape(n, -1, h, w)
+        return (turned.reshape(len(turned), -1) @ im2col(dy)).reshape(n, len(turned), h, w)
 
     def parameters(self):
         yield "weight", self.weight, self.dweight
@@ -109,7 +109,7 @@ class Dense:
         self.dweight, self.dbias = np.zeros_like(self.weight), np.zeros_like(self.bias)
 
     def __call__(self, x):
-        self.shape, self.x = x.shape, x.reshape(len(x), -1)
+        self.shape, self.x = x.shape, x.reshape(len(x), len(self.weight))
         return self.x @ self.weight + self.bias
 
     def backward(self, dy):

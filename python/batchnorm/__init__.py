@@ -3,8 +3,10 @@
 `axis` is the axis, or tuple of axes, that keeps its own statistics: 1 for NCHW, -1 for NHWC.
 """
 
+from . import distributed
 from ._core import Saved
 from ._core import version as _version
+from .accumulation import accumulate
 from .config import clear_cache, get_num_threads, set_num_threads, show_config
 from .conventions import convert_state
 from .functional import (
@@ -22,6 +24,7 @@ from .functional import (
 from .higher_order import DoubleGrads, batch_norm_double_backward, batch_norm_jvp
 from .layers import BatchNorm
 from .population import population_statistics
+from .renorm import BatchRenorm
 from .running import Cumulative, Exponential, Population, PopulationStatistics, Window
 from .statistics import Grads, GradSums, Moments
 
@@ -29,6 +32,7 @@ __version__ = _version()
 
 __all__ = [
     "BatchNorm",
+    "BatchRenorm",
     "Cumulative",
     "DoubleGrads",
     "Exponential",
@@ -40,6 +44,7 @@ __all__ = [
     "Saved",
     "Window",
     "__version__",
+    "accumulate",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_backward_from_output",
@@ -50,6 +55,7 @@ __all__ = [
     "batch_norm_jvp",
     "clear_cache",
     "convert_state",
+    "distributed",
     "get_num_threads",
     "grad_sums",
     "input_grad",

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +25,28 @@ from .running import Batch, Cumulative, Exponential, Memory, Running, effective_
 from .statistics import Grads
 
 
+class Exchange(Protocol):
+    """Runs a training forward and backward of a layer on a part of the batch, with the statistics of all of it."""
+
+    def forward(self, layer: BatchNorm, x: Any, *, residual: Any, weights: Any, out: Any) -> tuple[Any, Context]:
+        """What `BatchNorm.forward` returns."""
+
+    def backward(self, layer: BatchNorm, context: Context, dy: Any, *, out: Any) -> Grads:
+        """The gradients of this part; dgamma and dbeta are its share of the whole batch's."""
+
+
 class Context:
     """What one forward call of a layer leaves for its backward: a reference to x, and the statistics used."""
 
-    def __init__(self, x: Any, statistics: Any, y: Any, frozen: bool, residual: bool) -> None:
+    def __init__(
+        self, x: Any, statistics: Any, y: Any, frozen: bool, residual: bool, exchange: Exchange | None = None
+    ) -> None:
         self._x = x
         self._statistics = statistics  # Saved, or (mean, var) where the layer was frozen
         self._y = y  # where the layer was frozen and activates: its sign is the mask
         self._frozen = frozen
         self._residual = residual
+        self._exchange = exchange  # where x was a part of the batch
 
 
 class BatchNorm:
@@ -65,6 +78,8 @@ class BatchNorm:
     ``y, ctx = layer.forward(x)`` and ``dx = layer.backward(dy, ctx)``. After the backward of a call with a residual,
     dresidual is its gradient.
     """
+
+    _exchange: Exchange | None = None  # in training, if x is a part of the batch
 
     def __init__(
         self,
@@ -202,6 +217,8 @@ class BatchNorm:
         self, x: Any, *, residual: Any = None, weights: Any = None, out: Any = None
     ) -> tuple[Any, Context | None]:
         """Return y and the context that backward takes (None in eval). weights count in training alone."""
+        if self._exchange is not None and self._mode == "train":
+            return self._exchange.forward(self, x, residual=residual, weights=weights, out=out)
         self._check_features(x)
         gamma, beta = _beside(x, self.gamma), _beside(x, self.beta)
         if self._mode == "train":
@@ -274,6 +291,8 @@ class BatchNorm:
                 out=out,
                 threads=self.threads,
             )
+        elif context._exchange is not None:
+            grads = context._exchange.backward(self, context, dy, out=out)
         else:
             grads = batch_norm_backward(
                 dy,
@@ -300,7 +319,7 @@ class BatchNorm:
         if features != self._shape:
             raise ValueError(f"x has {features} features along axis {self.axis}, this layer has {self._shape}")
 
-    def _track(self, x: Any, saved: Saved) -> None:
+    def _track(self, x: Any, saved: Saved, effective: Any = None) -> None:
         mean, var, count = (
             np.asarray(saved.mean),
             np.asarray(saved.var),
@@ -310,7 +329,9 @@ class BatchNorm:
             mean, var, count = pooled(mean, var, count)
         if not count.any():
             return  # an empty batch says nothing
-        values = count if saved.weights is None else effective_count(x.shape, saved.weights, saved.axis)
+        values = effective
+        if values is None:
+            values = count if saved.weights is None else effective_count(x.shape, saved.weights, saved.axis)
         count, values = (np.broadcast_to(n, mean.shape) for n in (count, values))
         batch = Batch(mean, var, count, values, biased=not rules(self.convention).unbiased)
         moved = self._running.step(self._memory, self.running_mean, self.running_var, batch)

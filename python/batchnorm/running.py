@@ -347,8 +347,8 @@ def scale_factor(keep: float, batches: int) -> float:
     return float(batches) if keep == 1 else -math.expm1(batches * math.log(keep)) / (1 - keep)
 
 
-def effective_count(shape: tuple[int, ...], weights: Any, axis: int | tuple[int, ...]) -> Any:
-    """(sum w)^2 / sum(w^2) of each statistic of an x of this shape; 0 where there is no weight."""
+def weight_sums(shape: tuple[int, ...], weights: Any, axis: int | tuple[int, ...]) -> tuple[Any, Any]:
+    """sum(w) and sum(w^2) of each statistic of an x of this shape."""
     weights = np.asarray(weights, np.float64)
     axes = axis if isinstance(axis, tuple) else (axis,)
     kept = {a % len(shape) for a in axes}
@@ -356,7 +356,12 @@ def effective_count(shape: tuple[int, ...], weights: Any, axis: int | tuple[int,
     if weights.ndim < len(shape):
         weights = np.expand_dims(weights, tuple(sorted(kept)))
     weights = np.broadcast_to(weights, [1 if a in kept and weights.shape[a] == 1 else n for a, n in enumerate(shape)])
-    return _effective(weights.sum(reduced), (weights**2).sum(reduced))
+    return weights.sum(reduced), (weights**2).sum(reduced)
+
+
+def effective_count(shape: tuple[int, ...], weights: Any, axis: int | tuple[int, ...]) -> Any:
+    """(sum w)^2 / sum(w^2) of each statistic of an x of this shape; 0 where there is no weight."""
+    return _effective(*weight_sums(shape, weights, axis))
 
 
 def _unbiased(var: FloatArray, values: FloatArray) -> FloatArray:

@@ -48,13 +48,16 @@ def test_all():
     assert set(bn.__all__) <= set(dir(bn))
     assert len(set(bn.__all__)) == len(bn.__all__)
     assert public(bn.__all__) == public(dir(bn)) - {
+        "accumulation",
         "bench",
         "config",
         "conventions",
         "functional",
         "higher_order",
         "layers",
+        "parts",
         "population",
+        "renorm",
         "running",
         "statistics",
     }
