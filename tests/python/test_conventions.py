@@ -24,7 +24,7 @@ keras_warns = pytest.mark.filterwarnings("ignore:__array__ implementation:Deprec
 
 def needs(name):
     """A package of the extra `peers`, with the warnings of its import, which are not ours, left aside."""
-    if importlib.util.find_spec(name) is None:
+    if importlib.util.find_spec(name.partition(".")[0]) is None:
         pytest.skip(f"{name} is not installed")
     os.environ.setdefault("KERAS_BACKEND", "torch")
     with warnings.catch_warnings():
