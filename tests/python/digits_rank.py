@@ -1,13 +1,14 @@
 """Twenty training steps of the digits network by several ranks, each with its share of every batch, or by one process.
 
     python digits_rank.py FOLDER mpi SIZE          one of the ranks that mpiexec starts
-    python digits_rank.py FOLDER gloo SIZE RANK
+    python digits_rank.py FOLDER gloo SIZE         all ranks, forked when PyTorch is imported, which takes longest
     python digits_rank.py FOLDER alone             the same shares in one process, and whole batches
 
 Reads FOLDER/data.npz; writes all that the network has learned into FOLDER.
 """
 
 import datetime
+import multiprocessing
 import sys
 import types
 from pathlib import Path
@@ -79,7 +80,7 @@ class Training:
         np.savez(self.folder / f"{name}.npz", *learned, *running)
 
 
-def main(folder, engine, size=None, rank=None):
+def main(folder, engine, size=None):
     folder = Path(folder)
     if engine == "alone":
         for size, shares in SHARES.items():
@@ -95,12 +96,19 @@ def main(folder, engine, size=None, rank=None):
         return
     import torch.distributed as dist
 
-    store = f"file://{folder / f'store-{size}'}"
-    limit = datetime.timedelta(seconds=30)
-    dist.init_process_group("gloo", init_method=store, rank=int(rank), world_size=size, timeout=limit)
-    Training(folder, dist.group.WORLD).run(SHARES[size], int(rank), f"gloo-{size}-{rank}")
-    dist.barrier()  # the ranks stay until all have what they wait for
-    dist.destroy_process_group()
+    def run(rank):
+        store, limit = f"file://{folder / f'store-{size}'}", datetime.timedelta(seconds=30)
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=limit)
+        Training(folder, dist.group.WORLD).run(SHARES[size], rank, f"gloo-{size}-{rank}")
+        dist.barrier()  # the ranks stay until all have what they wait for
+        dist.destroy_process_group()
+
+    ranks = [multiprocessing.get_context("fork").Process(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(any(process.exitcode for process in ranks))
 
 
 if __name__ == "__main__":

@@ -508,8 +508,7 @@ def assert_passed(processes):
 def test_training_over_gloo(folder, size):
     if importlib.util.find_spec("torch") is None:
         pytest.skip("gloo comes with torch, which is not installed")
-    commands = [[sys.executable, WORKER, folder, "gloo", str(size), str(rank)] for rank in range(size)]
-    assert_passed(run_together(commands, **ENVIRONMENT))
+    assert_passed(run_together([[sys.executable, WORKER, folder, "gloo", str(size)]], **ENVIRONMENT))
     check_training(folder, "gloo", size)
 
 
