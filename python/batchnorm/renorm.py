@@ -14,6 +14,8 @@ from .parts import Corrected, Packed, Parts
 
 Limit = float | Callable[[int], float]
 
+EXPONENTIAL = "the averages of batch renormalization are exponential"
+
 
 class BatchRenorm(Corrected):
     """A `BatchNorm` whose training outputs come near those of inference, for small batches or ones that are not alike.
@@ -33,8 +35,8 @@ class BatchRenorm(Corrected):
     norm while the averages are not known. The paper's schedule is ``lambda n: np.interp(n, [5000, 40000], [1, 3])`` and
     ``lambda n: np.interp(n, [5000, 25000], [0, 5])``. rmin is 1 / rmax, as in the paper, or a number; Keras has 0.
 
-    All other arguments, and use, are BatchNorm's, except group_size, running and convention, which it does not take. state_dict has renorm_mean
-    and renorm_std too. `accumulate` takes the layer.
+    All other arguments, and use, are BatchNorm's, except group_size, running and convention, which it does not take.
+    state_dict has renorm_mean and renorm_std too. `accumulate` takes the layer.
 
     S. Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models", NeurIPS 2017,
     arXiv:1702.03275.
@@ -56,9 +58,7 @@ class BatchRenorm(Corrected):
             )
         for name, usual in (("running", None), ("convention", "torch")):
             if options.get(name, usual) != usual:
-                raise ValueError(
-                    f"{name} must be {usual!r}, got {options[name]!r}: the averages of batch renormalization are exponential"
-                )
+                raise ValueError(f"{name} must be {usual!r}, got {options[name]!r}: {EXPONENTIAL}")
         super().__init__(num_features, **options)
         if self.momentum is None:
             raise ValueError(
