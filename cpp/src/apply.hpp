@@ -72,7 +72,7 @@ struct InputGradOf {
                 stages.box.lanes(),
                 stream,
                 !reads_x,
-                stages.epilogue.activated(),
+                stages.activated(),
                 span.data[role_y],
                 span.stride[role_y],
                 span.mask,

@@ -39,9 +39,9 @@ struct Operand {
     bool gapless = false;  // direct, and rows follow each other without a gap
     bool uniform = false;  // weights alone: one for each row that kernels see, which they take as it is
 
-    bool in_place() const noexcept { return direct || uniform; }
+    constexpr bool in_place() const noexcept { return direct || uniform; }
 
-    int64_t offset(const Level& level, LevelName name, int64_t index) const noexcept {
+    constexpr int64_t offset(const Level& level, LevelName name, int64_t index) const noexcept {
         if (level.rank <= 1) return index * stride[name][0];
         int64_t bytes = 0;
         for (int d = level.rank - 1; d > 0; --d) {
@@ -77,15 +77,15 @@ struct Box {
     int64_t kept_stride[2][max_rank] = {};  // of the dimensions of the levels group and channel
     bool in_order = true;
 
-    int64_t groups() const noexcept { return level[group].count; }
-    int64_t outers() const noexcept { return level[outer].count; }
-    int64_t channels() const noexcept { return level[channel].count / plane; }
-    int64_t inners() const noexcept { return level[inner].count; }
-    int64_t lanes() const noexcept { return level[channel].count; }
+    constexpr int64_t groups() const noexcept { return level[group].count; }
+    constexpr int64_t outers() const noexcept { return level[outer].count; }
+    constexpr int64_t channels() const noexcept { return level[channel].count / plane; }
+    constexpr int64_t inners() const noexcept { return level[inner].count; }
+    constexpr int64_t lanes() const noexcept { return level[channel].count; }
 
-    int64_t statistics() const noexcept { return groups() * channels(); }    // how many
-    int64_t values() const noexcept { return outers() * inners() * plane; }  // M: elements behind each
-    int64_t elements() const noexcept { return statistics() * values(); }
+    constexpr int64_t statistics() const noexcept { return groups() * channels(); }    // how many
+    constexpr int64_t values() const noexcept { return outers() * inners() * plane; }  // M: elements behind each
+    constexpr int64_t elements() const noexcept { return statistics() * values(); }
 
     // Few lanes leave most of a vector idle: so many rows are then reduced as one, if several of these remain.
     int64_t fold() const noexcept {
@@ -96,10 +96,13 @@ struct Box {
 
     // The mask has one bit for each element, in the box's order: group, outer, channel, inner. Each row of contiguous
     // elements starts at a whole byte, and tasks are cut at multiples of 8 elements.
-    int64_t mask_pitch() const noexcept { return (level[row_level()].count + 7) / 8; }
-    int64_t mask_rows() const noexcept { return groups() * outers() * (pattern == Pattern::row ? channels() : 1); }
-    int64_t mask_stride() const noexcept { return mask_pitch() * (pattern == Pattern::row ? channels() : 1); }
-    std::uint8_t* mask_at(int64_t g, int64_t o, int64_t c, int64_t element) const noexcept {
+    constexpr int64_t mask_pitch() const noexcept { return (level[row_level()].count + 7) / 8; }
+    constexpr int64_t mask_rows() const noexcept {
+        return groups() * outers() * (pattern == Pattern::row ? channels() : 1);
+    }
+    constexpr int64_t mask_stride() const noexcept { return mask_pitch() * (pattern == Pattern::row ? channels() : 1); }
+    constexpr int64_t mask_bytes() const noexcept { return mask_rows() * mask_pitch(); }
+    constexpr std::uint8_t* mask_at(int64_t g, int64_t o, int64_t c, int64_t element) const noexcept {
         if (!mask) return nullptr;
         return mask + (g * outers() + o) * mask_stride() + (pattern == Pattern::row ? c * mask_pitch() : 0) +
                element / 8;
@@ -113,7 +116,7 @@ struct Box {
     }
 
     // The level along which kernels see rows of contiguous elements.
-    LevelName row_level() const noexcept { return pattern == Pattern::row ? inner : channel; }
+    constexpr LevelName row_level() const noexcept { return pattern == Pattern::row ? inner : channel; }
 };
 
 // What the body of a stage does with the operands; those that a call does not have it leaves alone.

@@ -15,6 +15,9 @@ constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
 }  // namespace
 
 Chunks::Chunks(const Box& box) noexcept
+    : Chunks(box, {target_elements, box.lanes(), least_chunk_rows, most_lane_chunks}) {}
+
+Chunks::Chunks(const Box& box, const Grain& grain) noexcept
     : outer_step(1),
       inner_step(box.inners()),
       outer_count(1),
@@ -22,14 +25,14 @@ Chunks::Chunks(const Box& box) noexcept
       outers(box.outers()),
       inners(box.inners()),
       plane(box.plane) {
-    if (box.pattern == Pattern::row && inners > target_elements) {
+    if (box.pattern == Pattern::row && inners > grain.elements) {
         // Cut at multiples of row_alignment, which keep each element in its accumulator.
-        const int64_t even = ceil_div(inners, ceil_div(inners, target_elements));
+        const int64_t even = ceil_div(inners, ceil_div(inners, grain.elements));
         inner_step = ceil_div(even, kernels::row_alignment) * kernels::row_alignment;
     } else if (box.pattern == Pattern::row) {
-        outer_step = max(1, target_elements / inners);
+        outer_step = max(1, grain.elements / inners);
     } else {
-        outer_step = max(max(least_chunk_rows, target_elements / box.lanes()), ceil_div(outers, most_lane_chunks));
+        outer_step = max(max(grain.least_rows, grain.elements / grain.lanes), ceil_div(outers, grain.most_lane_chunks));
     }
     inner_count = ceil_div(inners, inner_step);
     outer_step = ceil_div(outers, ceil_div(outers, outer_step));  // even parts

@@ -6,7 +6,7 @@ namespace batchnorm {
 
 struct Range {
     std::int64_t begin, end;
-    std::int64_t size() const noexcept { return end - begin; }
+    constexpr std::int64_t size() const noexcept { return end - begin; }
 };
 
 }  // namespace batchnorm

@@ -140,27 +140,17 @@ struct ProductSums {
     void around(int64_t c, void* to) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
     kernels::RowGradSumsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
-        return {span.data[u],
-                span.stride[u],
-                span.data[z],
-                span.stride[z],
-                span.rows,
-                span.n,
-                to.around,
-                to.sums[0],
-                to.sums[1],
-                stages.epilogue.activated(),
-                span.data[role_y],
-                span.stride[role_y],
-                span.mask,
-                span.mask_stride,
-                stages.epilogue.zeros_count_nothing};
+        return {span.data[u],       span.stride[u],    span.data[z],
+                span.stride[z],     span.rows,         span.n,
+                to.around,          to.sums[0],        to.sums[1],
+                stages.activated(), span.data[role_y], span.stride[role_y],
+                span.mask,          span.mask_stride,  stages.epilogue.zeros_count_nothing};
     }
     void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.flavour.row_grad_sums(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
         const char* from = static_cast<const char*>(around) + batch.first * mean_size();
         stages.flavour.lane_grad_sums({batch.at[u], batch.at[z], batch.rows, batch.n, batch.listed, from, to[0], to[1],
-                                       stages.epilogue.activated(), batch.at[role_y], batch.mask,
+                                       stages.activated(), batch.at[role_y], batch.mask,
                                        stages.epilogue.zeros_count_nothing});
     }
     void finish(const void*, int64_t, Range channels, const Sums& sums) const noexcept;

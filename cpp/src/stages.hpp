@@ -1,20 +1,11 @@
 // The stages of a call: reduce (reduce.hpp) -> merge -> coefficients -> apply (apply.hpp).
 #pragma once
 
+#include "epilogue.hpp"
 #include "memory.hpp"
 #include "params.hpp"
 
 namespace batchnorm {
-
-// What a call asks for beyond normalizing, as far as it is not an operand or the mask (box.hpp).
-struct Epilogue {
-    bool activates = false;
-    double slope = 0;                  // of the activation, where its input is not above 0
-    bool restores = false;             // x is the activation's output, and its input is wanted
-    bool zeros_count_nothing = false;  // of dy, even beside an x that is not finite
-
-    kernels::Activated activated() const noexcept { return {activates, slope, restores}; }
-};
 
 struct Stages {
     const Box& box;
@@ -24,6 +15,8 @@ struct Stages {
     const Epilogue& epilogue;
     const Memory& memory;
     bool stream;  // whether outputs are written past the caches
+
+    kernels::Activated activated() const noexcept { return {epilogue.activates, epilogue.slope, epilogue.restores}; }
 
     // merge.cpp: all chunks' slots, in order, into memory.mean and memory.spread (then m2) and, of weighted elements,
     // memory.count; or into sum_dy and sum_dy_xmu.

@@ -103,7 +103,10 @@ void Validator::eps(double eps) noexcept {
 
 void Validator::options(const Options& options) noexcept {
     if (!ok()) return;
-    if (options.threads < 0)
+    if (!sees_values_ && (options.threads != 0 || options.executor.run))
+        status_ = failure(Code::invalid_value, "%s: %s is not taken on a GPU", function_,
+                          options.threads != 0 ? "threads" : "executor");
+    else if (options.threads < 0)
         status_ = failure(Code::invalid_value, "%s: threads must be at least 1 (or 0 for the default), got %d",
                           function_, options.threads);
     else if (options.executor.run && options.executor.threads < 1)
@@ -185,7 +188,7 @@ void Validator::weigh(const View& weights) noexcept {
             function_, ShapeText(weights.shape, weights.rank).text, x_name_, ShapeText(x_->shape, x_->rank).text);
         return;
     }
-    if (!can_check("weights", weights, weights.data != nullptr, empty()) || empty()) return;
+    if (!can_check("weights", weights, weights.data != nullptr, empty()) || empty() || !sees_values_) return;
     const double odd = not_finite(weights), least = least_value(weights, 0);
     if (odd != 0 || least < 0)
         status_ = failure(Code::invalid_value, "%s: weights must be finite and not negative, got %g", function_,
@@ -202,7 +205,7 @@ void Validator::invertible(const Options& options, const Param& gamma) noexcept 
         status_ = failure(Code::invalid_value,
                           "%s: negative_slope must be positive, to go back through leaky_relu from its output, got %g",
                           function_, options.negative_slope);
-    else if (!absent(gamma) && !all_invertible(gamma, x_->dtype))
+    else if (sees_values_ && !absent(gamma) && !all_invertible(gamma, x_->dtype))
         status_ = failure(Code::invalid_value,
                           "%s: gamma must not be 0 (or so small that 1 / gamma overflows), since x is found again by "
                           "dividing by it: use batch_norm there",
@@ -264,7 +267,7 @@ void Validator::of_shape(const char* name, const Param& param, bool required, co
 }
 
 void Validator::param_sign(const char* name, const Param& param, bool positive) noexcept {
-    if (!ok() || absent(param)) return;
+    if (!ok() || absent(param) || !sees_values_) return;
     const double least = least_value(param, 1);
     if (positive ? least <= 0 : least < 0)
         status_ = failure(Code::invalid_value, "%s: %s must %s, got %g", function_, name,

@@ -8,7 +8,9 @@ namespace batchnorm {
 // Checks the arguments of one call one after the other; after the first failure the rest are passed over.
 class Validator {
   public:
-    explicit Validator(const char* function) noexcept : function_(function) {}
+    // sees_values: whether values may be looked at; on a device that would mean to wait for it.
+    explicit Validator(const char* function, bool sees_values = true) noexcept
+        : function_(function), sees_values_(sees_values) {}
 
     const char* function() const noexcept { return function_; }
     bool ok() const noexcept { return status_.ok(); }
@@ -77,6 +79,7 @@ class Validator {
     bool can_check(const char* name, const View& view, bool has_data, bool is_empty) noexcept;
 
     const char* function_;
+    bool sees_values_;
     Status status_;
     const View* x_ = nullptr;
     const char* x_name_ = "x";

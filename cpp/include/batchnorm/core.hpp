@@ -53,6 +53,7 @@ enum class Code : std::uint8_t {
     invalid_value,  // a size, an axis, a number, an overlap
     invalid_type,   // an element type that the argument cannot have
     unavailable,    // BATCHNORM_ISA names an instruction set that this processor or build does not have
+    device_error,   // what CUDA reports: a launch that failed, a device that is not there
     out_of_memory,  // no workspace was given and none could be allocated
 };
 
