@@ -512,7 +512,9 @@ def report(found: Row, well: bool, arguments: argparse.Namespace) -> int:
     print(summary(found))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    if arguments.save is not None:
+    if arguments.save is not None and not well:
+        print("nothing is saved of a run that did not go well")
+    elif arguments.save is not None:
         (arguments.save / file_name(found["machine"])).write_text(markdown(found), encoding="utf-8")
     return 0 if well else 1
 

@@ -453,7 +453,7 @@ def test_a_whole_run(device, monkeypatch, capsys, tmp_path):
     assert json.loads(file.read_text(encoding="utf-8"))["machine"] == MACHINE
 
 
-def test_wrong_results_are_not_timed(device, monkeypatch, capsys):
+def test_wrong_results_are_not_timed(device, monkeypatch, capsys, tmp_path):
     right = gpu.ours
     spoilt = gpu.Contestant("batchnorm", lambda memory: memory.ours.out.zero_())
     monkeypatch.setattr(gpu, "ours", lambda given, task: spoilt if task == "inference" else right(given, task))
@@ -463,8 +463,11 @@ def test_wrong_results_are_not_timed(device, monkeypatch, capsys):
     assert [row["task"] for row in found["gpu"]] == ["backward"] * 2
     assert len(found["notes"]) == 2
     assert all(note.startswith("WRONG: 4x6x5x7 float32, inference") for note in found["notes"])
-    assert gpu.report(found, well, parsed()) == 1
-    assert "WRONG" in capsys.readouterr().out
+    assert gpu.report(found, well, parsed(f"--save={tmp_path}")) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG" in printed
+    assert "nothing is saved" in printed
+    assert not list(tmp_path.iterdir())
 
 
 def test_peers_that_fail_are_noted(device, monkeypatch):
