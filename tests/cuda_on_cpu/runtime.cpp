@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <new>
 #include <string>
@@ -32,20 +31,10 @@ __asm__(R"(
     .globl cuda_on_cpu_switch
     .type cuda_on_cpu_switch, @function
 cuda_on_cpu_switch:
-    push %rbp
-    push %rbx
-    push %r12
-    push %r13
-    push %r14
-    push %r15
+    push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15
     mov %rsp, (%rdi)
     mov %rsi, %rsp
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbx
-    pop %rbp
+    pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp
     ret
     .size cuda_on_cpu_switch, . - cuda_on_cpu_switch
 )");
@@ -57,31 +46,14 @@ __asm__(R"(
     .type cuda_on_cpu_switch, %function
 cuda_on_cpu_switch:
     sub sp, sp, #160
-    stp x19, x20, [sp, #0]
-    stp x21, x22, [sp, #16]
-    stp x23, x24, [sp, #32]
-    stp x25, x26, [sp, #48]
-    stp x27, x28, [sp, #64]
-    stp x29, x30, [sp, #80]
-    stp d8, d9, [sp, #96]
-    stp d10, d11, [sp, #112]
-    stp d12, d13, [sp, #128]
-    stp d14, d15, [sp, #144]
-    mov x2, sp
-    str x2, [x0]
-    mov sp, x1
-    ldp x19, x20, [sp, #0]
-    ldp x21, x22, [sp, #16]
-    ldp x23, x24, [sp, #32]
-    ldp x25, x26, [sp, #48]
-    ldp x27, x28, [sp, #64]
-    ldp x29, x30, [sp, #80]
-    ldp d8, d9, [sp, #96]
-    ldp d10, d11, [sp, #112]
-    ldp d12, d13, [sp, #128]
-    ldp d14, d15, [sp, #144]
-    add sp, sp, #160
-    ret
+    stp x19, x20, [sp, #0]; stp x21, x22, [sp, #16]; stp x23, x24, [sp, #32]; stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]; stp x29, x30, [sp, #80]; stp d8, d9, [sp, #96]; stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]; stp d14, d15, [sp, #144]
+    mov x2, sp; str x2, [x0]; mov sp, x1
+    ldp x19, x20, [sp, #0]; ldp x21, x22, [sp, #16]; ldp x23, x24, [sp, #32]; ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]; ldp x29, x30, [sp, #80]; ldp d8, d9, [sp, #96]; ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]; ldp d14, d15, [sp, #144]
+    add sp, sp, #160; ret
     .size cuda_on_cpu_switch, . - cuda_on_cpu_switch
 )");
 #else
@@ -200,14 +172,13 @@ struct Shape {
     }
 
     cudaError_t check_shape(const KernelLimits& limits) {
-        if (volume(grid) == 0 || grid.x > INT_MAX || grid.y > 65535 || grid.z > 65535)
-            return cudaErrorInvalidConfiguration;
-        if (volume(block) == 0 || volume(block) > max_block_threads || block.z > 64)
-            return cudaErrorInvalidConfiguration;
+        const bool grid_fits = grid.x <= INT_MAX && grid.y <= 65535 && grid.z <= 65535 && volume(grid) > 0;
+        const bool block_fits = block.z <= 64 && volume(block) > 0 && volume(block) <= max_block_threads;
+        if (!grid_fits || !block_fits) return cudaErrorInvalidConfiguration;
         if (shared > std::min(limits.shared, block_shared())) return cudaErrorInvalidValue;
         if (clustered) {
             if (!has_clusters()) return cudaErrorNotSupported;
-            if (volume(cluster) == 0 || volume(cluster) > (limits.large_clusters ? 16 : 8))
+            if (cluster.z > 16 || volume(cluster) == 0 || volume(cluster) > (limits.large_clusters ? 16 : 8))
                 return cudaErrorInvalidClusterSize;
             if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z) return cudaErrorInvalidConfiguration;
         }
