@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cooperative_groups.h"
@@ -120,6 +121,18 @@ __global__ void garbage(int* wrong) {
     *wrong += shared[threadIdx.x] != '\xCD';
     __syncthreads();
     cuda_on_cpu::shared_memory()[threadIdx.x] = 0;
+}
+
+void test_launches_of_several_threads() {
+    std::vector<std::thread> threads;
+    std::vector<std::vector<unsigned>> out(4, std::vector<unsigned>(20 * 64));
+    for (auto& values : out)
+        threads.emplace_back([&values] { Launch(20, 64, 64 * sizeof(unsigned))(reverse, values.data(), 9); });
+    for (std::thread& thread : threads) thread.join();
+    bool right = true;
+    for (const auto& values : out)
+        for (unsigned i = 0; i < values.size(); ++i) right &= values[i] == 63 - i % 64;
+    CHECK(right);
 }
 
 void test_shared_starts_as_garbage() {
@@ -328,7 +341,8 @@ std::string last_words(Run run) {
 void test_loud_errors() {
     const auto says = [](const Launch& launch, void (*kernel)(), const std::string& words) {
         const std::string text = last_words([&] { launch(kernel); });
-        const bool right = text.starts_with("signal: cuda_on_cpu: ") && text.find(words) != std::string::npos;
+        const bool right = text.starts_with("signal: ") && text.find("cuda_on_cpu: ") < text.find(words) &&
+                           text.find(words) != std::string::npos;
         if (!right) std::printf("%s\n    instead of %s\n", text.c_str(), words.c_str());
         return right;
     };
@@ -375,6 +389,7 @@ void test_half_types() {
 
 int main() {
     test_barriers();
+    test_launches_of_several_threads();
     test_shared_starts_as_garbage();
     test_shuffles<int>();
     test_shuffles<unsigned>();
