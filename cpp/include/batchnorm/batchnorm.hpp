@@ -16,7 +16,8 @@ inline void check(const Status& status) {
     switch (status.code) {
         case Code::ok: return;
         case Code::out_of_memory: throw std::bad_alloc();
-        case Code::unavailable: throw std::runtime_error(status.message);
+        case Code::unavailable:
+        case Code::device_error: throw std::runtime_error(status.message);
         case Code::invalid_value:
         case Code::invalid_type: break;
     }
