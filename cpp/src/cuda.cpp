@@ -20,7 +20,7 @@ Chunks cut(const Box& box) noexcept {
     int64_t elements = box.elements() / wanted_chunks;
     if (elements < least_elements) elements = least_elements;
     if (elements > most_elements) elements = most_elements;
-    return Chunks(box, {elements, Tiling(box).lanes, least_rows, most_chunks});
+    return Chunks(box, {elements, Tile(box).lanes, least_rows, most_chunks});
 }
 
 template <class AnyParam>
@@ -38,6 +38,10 @@ Work work_of(const Problem& problem, const Part& part, std::uint8_t* mask) noexc
     const auto shared = [&](const Param& param) { return values_of(part.shared(param)); };
     Box box = problem.box_of(part);
     box.mask = mask;
+    const Chunks chunks = cut(box);
+    const Tile tile(box);
+    const int64_t units =
+        box.pattern == Pattern::row ? box.channels() : (box.channels() + tile.channels - 1) / tile.channels;
     return {
         .op = problem.op,
         .weighted = problem.options.weights != nullptr,
@@ -45,7 +49,11 @@ Work work_of(const Problem& problem, const Part& part, std::uint8_t* mask) noexc
         .epilogue = problem.epilogue,
         .eps = problem.options.eps,
         .box = box,
-        .chunks = cut(box),
+        .chunks = chunks,
+        .tile = tile,
+        .units_of_group = units,
+        .chunks_of_unit = chunks.count(),
+        .pieces = box.groups() * units * chunks.count(),
         .gamma = shared(*problem.gamma),
         .beta = shared(*problem.beta),
         .mean = own(*problem.mean),
@@ -86,7 +94,7 @@ void lay_out(Arena& arena, const Problem& problem, Work& work) noexcept {
         work.dbeta = arena.take<double>(n);
     }
     for (int i = 0; i < sums(problem.op, problem.options); ++i)
-        work.slots[i] = arena.take<double>(n * work.chunks.count());
+        work.slots[i] = arena.take<double>(n * work.chunks_of_unit);
     for (void*& values : work.coefficients) values = arena.take<char>(n * item_size(arithmetic(work.box.dtype)));
 }
 

@@ -17,12 +17,11 @@ class Coefficients {
             return static_cast<const A*>(work.coefficients[which])[first + channel];
         };
         if constexpr (shared) {
-            const Tiling tile(work.box);
-            const int lanes = static_cast<int>(tile.packs) * pack_size;
+            const int lanes = static_cast<int>(work.tile.packs) * pack_size;
             A* const of_block = reinterpret_cast<A*>(shared_memory());
             __syncthreads();  // what was there before has been read
             for (int i = static_cast<int>(threadIdx.x); i < lanes; i += block_threads) {
-                const int64_t lane = piece.unit * tile.lanes + i, last = work.box.lanes() - 1;
+                const int64_t lane = piece.unit * work.tile.lanes + i, last = work.box.lanes() - 1;
                 const int64_t channel = (lane < last ? lane : last) / work.box.plane;
 #pragma unroll
                 for (int which = 0; which < count; ++which) of_block[which * lanes + i] = load(which, channel);

@@ -17,13 +17,13 @@ struct Statistic {
     __device__ void store(const Values& values, double value) const { store_value(values, work.box, g, c, value); }
 
     __device__ Moment merged_moment() const {
-        return merge_by_warp<Moment>(work.chunks.count(), [&](int64_t k) {
+        return merge_by_warp<Moment>(work.chunks_of_unit, [&](int64_t k) {
             const double n = work.weighted ? work.slot(2, g, k)[c] : static_cast<double>(work.chunks.values(k));
             return Moment{n, work.slot(0, g, k)[c], work.slot(1, g, k)[c]};
         });
     }
     __device__ Sums merged_sums() const {
-        return merge_by_warp<Sums>(work.chunks.count(),
+        return merge_by_warp<Sums>(work.chunks_of_unit,
                                    [&](int64_t k) { return Sums{work.slot(0, g, k)[c], work.slot(1, g, k)[c]}; });
     }
 

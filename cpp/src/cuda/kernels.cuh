@@ -32,10 +32,9 @@ __device__ void finish_unit(const Work& work, const Piece& piece) {
 template <class A, Pattern pattern, class Reduce, class Apply>
 __device__ void run(const Work& work, const Pass& pass, const Reduce& reduce, const Apply& apply) {
     const Team team(pass.team, pass.blocks);
-    const int64_t all = pieces(work.box, work.chunks);
-    const int64_t span = pass.team == TeamOf::grid ? all : work.chunks.count();
+    const int64_t span = pass.team == TeamOf::grid ? work.pieces : work.chunks_of_unit;
     const auto piece_at = [&](int64_t i) { return pass.keeps() ? piece_by_unit(work, i) : piece_by_chunk(work, i); };
-    for (int64_t begin = team.index * span; begin < all; begin += team.count * span) {
+    for (int64_t begin = team.index * span; begin < work.pieces; begin += team.count * span) {
         if (pass.reduces) {
             int kept = 0;
             for (int64_t i = begin + team.rank; i < begin + span; i += team.size) reduce(piece_at(i), kept++);
@@ -46,7 +45,7 @@ __device__ void run(const Work& work, const Pass& pass, const Reduce& reduce, co
             int64_t finished = -1;
             for (int64_t i = begin + team.rank; i < begin + span; i += team.size) {
                 const Piece piece = piece_at(i);
-                const int64_t unit = i / work.chunks.count();
+                const int64_t unit = i / work.chunks_of_unit;
                 if (pass.keeps() && unit != finished) finish_unit<A, pattern>(work, piece);
                 finished = unit;
                 apply(piece, kept++);
@@ -87,7 +86,7 @@ __global__ void __launch_bounds__(block_threads, least_blocks<T>)
 template <class T, Pattern pattern>
 constexpr PatternKernels kernels_of_pattern() {
     return {forward<T, pattern>, backward<T, pattern>,
-            [](const Box& box, const Chunks& chunks) { return Stash<T>::bytes(Walk<pattern>::steps(box, chunks)); }};
+            [](const Work& work) { return Stash<T>::bytes(Walk<pattern>::steps(work)); }};
 }
 
 template <class T>

@@ -21,7 +21,7 @@ struct PatternKernels {
     void (*forward)(Work, Pass);
     void (*backward)(Work, Pass);
     // Shared memory that keeps a chunk of one operand.
-    int64_t (*chunk_bytes)(const Box& box, const Chunks& chunks);
+    int64_t (*chunk_bytes)(const Work& work);
 };
 
 struct TypeKernels {

@@ -1,6 +1,5 @@
-// A piece is a chunk of a unit: of a channel where rows lie within one (Pattern::row), of a tile of neighbouring
-// channels where a row has one element of each (Pattern::lane). One block of threads takes a piece, and its threads
-// take packs of it in an order that depends on the box alone.
+// Pieces of the box (work.hpp): one block of threads takes a piece, and its threads take packs of it in an order that
+// depends on the box alone.
 #pragma once
 
 #include "pack.cuh"
@@ -15,29 +14,22 @@ struct Piece {
     int64_t g, unit, k;
 };
 
-__host__ __device__ constexpr int64_t units(const Box& box) {
-    return box.pattern == Pattern::row ? box.channels() : Tiling(box).count(box);
-}
-__host__ __device__ constexpr int64_t pieces(const Box& box, const Chunks& chunks) {
-    return box.groups() * units(box) * chunks.count();
-}
-
 // In memory order: neighbouring channels, or tiles, of a chunk after each other.
 __device__ inline Piece piece_by_chunk(const Work& work, int64_t index) {
-    const int64_t count = units(work.box), k = index / count;
-    return {k / work.chunks.count(), index % count, k % work.chunks.count()};
+    const int64_t k = index / work.units_of_group;
+    return {k / work.chunks_of_unit, index % work.units_of_group, k % work.chunks_of_unit};
 }
 // All chunks of a unit after each other.
 __device__ inline Piece piece_by_unit(const Work& work, int64_t index) {
-    const int64_t count = units(work.box), unit = index / work.chunks.count();
-    return {unit / count, unit % count, index % work.chunks.count()};
+    const int64_t unit = index / work.chunks_of_unit;
+    return {unit / work.units_of_group, unit % work.units_of_group, index % work.chunks_of_unit};
 }
 
 // The channels of a piece.
 template <Pattern pattern>
 __device__ Range channels_of(const Work& work, const Piece& piece) {
     if constexpr (pattern == Pattern::row) return {piece.unit, piece.unit + 1};
-    const int64_t step = Tiling(work.box).channels, begin = piece.unit * step, end = begin + step;
+    const int64_t step = work.tile.channels, begin = piece.unit * step, end = begin + step;
     return {begin, end < work.box.channels() ? end : work.box.channels()};
 }
 
@@ -67,7 +59,8 @@ class Walk<Pattern::row> {
     }
 
     // How many times a thread takes a pack, at most.
-    __host__ __device__ static constexpr int64_t steps(const Box&, const Chunks& chunks) {
+    static int64_t steps(const Work& work) {
+        const Chunks& chunks = work.chunks;
         const int64_t rows = chunks.outer_range(0).size(),
                       packs = (chunks.inner_range(0).size() + pack_size - 1) / pack_size;
         return (rows * packs + block_threads - 1) / block_threads;
@@ -121,7 +114,7 @@ class Walk<Pattern::lane> {
   public:
     __device__ Walk(const Work& work, const Piece& piece)
         : box_(work.box), piece_(piece), outers_(work.chunks.outer_range(piece.k)) {
-        const Tiling tile(work.box);
+        const Tile& tile = work.tile;
         columns_ = static_cast<unsigned>(tile.packs);
         rows_at_once_ = block_threads / columns_;
         row_ = threadIdx.x / columns_;
@@ -132,9 +125,9 @@ class Walk<Pattern::lane> {
         count_ = row_ >= rows_at_once_ || left < 0 ? 0 : static_cast<int>(left < pack_size ? left : pack_size);
     }
 
-    __host__ __device__ static constexpr int64_t steps(const Box& box, const Chunks& chunks) {
-        const int64_t at_once = block_threads / Tiling(box).packs;
-        return (chunks.outer_range(0).size() + at_once - 1) / at_once;
+    static int64_t steps(const Work& work) {
+        const int64_t at_once = block_threads / work.tile.packs;
+        return (work.chunks.outer_range(0).size() + at_once - 1) / at_once;
     }
     __device__ int steps() const { return static_cast<int>((outers_.size() + rows_at_once_ - 1) / rows_at_once_); }
 

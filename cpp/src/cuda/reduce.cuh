@@ -80,8 +80,7 @@ __device__ void share_columns(const Walk<Pattern::lane>& walk, const Value (&val
 template <class Value>
 __device__ __noinline__ void merge_columns(const Work& work, const Piece& piece, bool mends = false) {
     auto* const shared = reinterpret_cast<Value*>(shared_memory());
-    const Tiling tile(work.box);
-    const unsigned columns = static_cast<unsigned>(tile.packs), rows = block_threads / columns,
+    const unsigned columns = static_cast<unsigned>(work.tile.packs), rows = block_threads / columns,
                    lanes = columns * pack_size;
     unsigned step = 1;
     while (2 * step < rows) step *= 2;

@@ -137,8 +137,8 @@ bool plan_on_chip(const Work& work, const Device& device, Launch& launch) noexce
     if (!reduces(work.op) || !applies(work) || overwrites_parameters(work)) return false;
     const PatternKernels& kernels = kernels_of(work.box.dtype).of[work.box.pattern];
     const int64_t first = ceil_div(kernels_of(work.box.dtype).reduce_bytes(work.box), 16) * 16;
-    const int64_t chunk = kernels.chunk_bytes(work.box, work.chunks), operands = goes_back(work.op) ? 2 : 1;
-    const int64_t chunks = work.chunks.count(), all_units = work.box.groups() * units(work.box);
+    const int64_t chunk = kernels.chunk_bytes(work), operands = goes_back(work.op) ? 2 : 1;
+    const int64_t chunks = work.chunks_of_unit, all_units = work.pieces / chunks;
     const auto shared_for = [&](int64_t kept) { return first + kept * operands * chunk; };
     // Two blocks on a multiprocessor, so that one reads while the other waits; or else one.
     const int64_t for_one_of_two = device.shared_of_multiprocessor / 2 - reserved_bytes;
@@ -158,7 +158,7 @@ bool plan_on_chip(const Work& work, const Device& device, Launch& launch) noexce
         }
     }
     if (!device.cooperative) return false;
-    const int64_t all = all_units * chunks;
+    const int64_t all = work.pieces;
     for (const int64_t at_once : {2, 1}) {
         const int64_t most = device.multiprocessors * at_once, blocks = all < most ? all : most;
         const int64_t shared = shared_for(ceil_div(all, blocks));
@@ -170,7 +170,7 @@ bool plan_on_chip(const Work& work, const Device& device, Launch& launch) noexce
 }
 
 Launch plan_pass(const Work& work, bool reduces) noexcept {
-    const int64_t all = pieces(work.box, work.chunks);
+    const int64_t all = work.pieces;
     const int64_t shared = kernels_of(work.box.dtype).reduce_bytes(work.box);
     const int64_t blocks = all < most_blocks ? all : most_blocks;
     return {blocks, shared, {reduces, !reduces, TeamOf::grid, blocks, 0, 0}};

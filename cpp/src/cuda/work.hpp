@@ -23,6 +23,26 @@ struct Values {
 inline constexpr int sum_count = 3;
 inline constexpr int coefficient_count = 6;
 
+inline constexpr int pack_size = 8;
+
+// Neighbouring lanes that one block of threads takes together (Pattern::lane): whole channels, and whole packs of 8
+// elements unless they are the last.
+struct Tile {
+    int64_t channels, lanes, packs;
+
+    explicit Tile(const Box& box) noexcept : channels(pack_size) {
+        for (int64_t plane = box.plane; plane % 2 == 0 && channels > 1; plane /= 2) channels /= 2;
+        const int64_t packs_of_these = channels * box.plane / pack_size;
+        if (packs_of_these < most_packs) channels *= most_packs / packs_of_these;
+        if (channels > box.channels()) channels = box.channels();
+        lanes = channels * box.plane;
+        packs = (lanes + pack_size - 1) / pack_size;
+    }
+
+  private:
+    static constexpr int64_t most_packs = 8;
+};
+
 // A part of a problem: all that the kernels know, which take it as their parameter.
 struct Work {
     Op op;
@@ -31,6 +51,9 @@ struct Work {
     double eps;
     Box box;
     Chunks chunks;
+    Tile tile;
+    // A unit is a channel (Pattern::row) or a tile of channels, of a group; a piece is a chunk of a unit.
+    int64_t units_of_group, chunks_of_unit, pieces;
 
     Values gamma, beta, mean, inv_std, var, m2, count, sum_dy, sum_dy_xmu;
     Values to_mean, to_inv_std, to_var, to_m2, to_count, to_sum_dy, to_sum_dy_xmu, to_dgamma, to_dbeta;
@@ -46,29 +69,8 @@ struct Work {
     double *dgamma, *dbeta, *dgamma_total, *dbeta_total;
 
     constexpr double* slot(int which, int64_t g, int64_t k) const noexcept {
-        return slots[which] + (g * chunks.count() + k) * box.channels();
+        return slots[which] + (g * chunks_of_unit + k) * box.channels();
     }
-};
-
-// Neighbouring lanes that one block of threads takes together: whole channels, and whole packs of 8 elements unless
-// they are the last.
-inline constexpr int pack_size = 8;
-struct Tiling {
-    int64_t channels, lanes, packs;  // of a tile
-
-    constexpr explicit Tiling(const Box& box) noexcept : channels(pack_size), lanes(0), packs(0) {
-        for (int64_t plane = box.plane; plane % 2 == 0 && channels > 1; plane /= 2) channels /= 2;
-        const int64_t packs_of_these = channels * box.plane / pack_size;
-        if (packs_of_these < most_packs) channels *= most_packs / packs_of_these;
-        if (channels > box.channels()) channels = box.channels();
-        lanes = channels * box.plane;
-        packs = (lanes + pack_size - 1) / pack_size;
-    }
-
-    constexpr int64_t count(const Box& box) const noexcept { return (box.channels() + channels - 1) / channels; }
-
-  private:
-    static constexpr int64_t most_packs = 8;
 };
 
 // The CUDA part's functions. Where one returns a text it is what CUDA reports, or null if all went well.
