@@ -7,9 +7,10 @@
 
 namespace batchnorm::cuda {
 
-// So many registers, at most, let two blocks share a multiprocessor; doubles take twice as many.
-template <class T>
-inline constexpr int least_blocks = sizeof(T) == 8 ? 1 : 2;
+// So many registers, at most, let two blocks share a multiprocessor. Doubles take twice as many, and so does finding
+// elements that have no place in packs.
+template <class T, bool packed>
+inline constexpr int least_blocks = sizeof(T) == 8 || !packed ? 1 : 2;
 
 // A warp for each statistic.
 template <class A>
@@ -42,20 +43,19 @@ __device__ void run(const Work& work, const Pass& pass, const Reduce& reduce, co
         if (pass.keeps()) team.wait();
         if (pass.applies) {
             int kept = 0;
-            int64_t finished = -1;
             for (int64_t i = begin + team.rank; i < begin + span; i += team.size) {
                 const Piece piece = piece_at(i);
-                const int64_t unit = i / work.chunks_of_unit;
-                if (pass.keeps() && unit != finished) finish_unit<A, pattern>(work, piece);
-                finished = unit;
+                const int64_t chunks = work.chunks_of_unit;
+                const bool is_first_of_unit = kept == 0 || (i - team.size) / chunks != i / chunks;
+                if (pass.keeps() && is_first_of_unit) finish_unit<A, pattern>(work, piece);
                 apply(piece, kept++);
             }
         }
     }
 }
 
-template <class T, Pattern pattern>
-__global__ void __launch_bounds__(block_threads, least_blocks<T>)
+template <class T, Pattern pattern, bool packed>
+__global__ void __launch_bounds__(block_threads, least_blocks<T, packed>)
     forward(const __grid_constant__ Work work, const __grid_constant__ Pass pass) {
     const auto stash = [&](int kept) {
         return Stash<T>(pass.keeps() ? shared_memory() + pass.first + kept * pass.chunk : nullptr);
@@ -63,14 +63,15 @@ __global__ void __launch_bounds__(block_threads, least_blocks<T>)
     run<Arithmetic<T>, pattern>(
         work, pass,
         [&](const Piece& piece, int kept) {
-            if (work.weighted || !reduce_moments<T, pattern>(work, piece, stash(kept)))
-                reduce_weighted_moments<T, pattern>(work, piece, stash(kept), !work.weighted);
+            const bool weighted = !packed && work.weighted;
+            if (weighted || !reduce_moments<T, pattern, packed>(work, piece, stash(kept)))
+                reduce_weighted_moments<T, pattern, packed>(work, piece, stash(kept), !weighted);
         },
-        [&](const Piece& piece, int kept) { normalize<T, pattern>(work, piece, stash(kept)); });
+        [&](const Piece& piece, int kept) { normalize<T, pattern, packed>(work, piece, stash(kept)); });
 }
 
-template <class T, Pattern pattern>
-__global__ void __launch_bounds__(block_threads, least_blocks<T>)
+template <class T, Pattern pattern, bool packed>
+__global__ void __launch_bounds__(block_threads, least_blocks<T, packed>)
     backward(const __grid_constant__ Work work, const __grid_constant__ Pass pass) {
     const auto stash = [&](int which, int kept) {
         return Stash<T>(pass.keeps() ? shared_memory() + pass.first + (2 * kept + which) * pass.chunk : nullptr);
@@ -78,15 +79,19 @@ __global__ void __launch_bounds__(block_threads, least_blocks<T>)
     run<Arithmetic<T>, pattern>(
         work, pass,
         [&](const Piece& piece, int kept) {
-            reduce_gradients<T, pattern>(work, piece, stash(0, kept), stash(1, kept));
+            if (!reduce_gradients<T, pattern, packed>(work, piece, stash(0, kept), stash(1, kept)))
+                mend_gradients<T, pattern, packed>(work, piece);
         },
-        [&](const Piece& piece, int kept) { input_grad<T, pattern>(work, piece, stash(0, kept), stash(1, kept)); });
+        [&](const Piece& piece, int kept) {
+            input_grad<T, pattern, packed>(work, piece, stash(0, kept), stash(1, kept));
+        });
 }
 
 template <class T, Pattern pattern>
 constexpr PatternKernels kernels_of_pattern() {
-    return {forward<T, pattern>, backward<T, pattern>,
-            [](const Work& work) { return Stash<T>::bytes(Walk<pattern>::steps(work)); }};
+    return {{forward<T, pattern, false>, forward<T, pattern, true>},
+            {backward<T, pattern, false>, backward<T, pattern, true>},
+            [](const Work& work) { return Stash<T>::bytes(Walk<pattern, true>::steps(work)); }};
 }
 
 template <class T>

@@ -11,15 +11,16 @@ namespace batchnorm::cuda {
 struct Pass {
     bool reduces, applies;
     TeamOf team;           // that a block waits for in between
-    int64_t blocks;        // of a team
+    unsigned blocks;       // of a team
     int64_t first, chunk;  // bytes of shared memory before the chunks that a block keeps, and of one
 
     constexpr bool keeps() const { return reduces && applies; }
 };
 
 struct PatternKernels {
-    void (*forward)(Work, Pass);
-    void (*backward)(Work, Pass);
+    // [packed]: of elements wherever they are, and of whole and aligned packs alone (pieces.cuh).
+    void (*forward[2])(Work, Pass);
+    void (*backward[2])(Work, Pass);
     // Shared memory that keeps a chunk of one operand.
     int64_t (*chunk_bytes)(const Work& work);
 };

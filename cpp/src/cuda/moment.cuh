@@ -17,10 +17,14 @@ __device__ inline Moment merge(const Moment& a, const Moment& b) {
     return {n, fma(delta, share, a.mean), a.m2 + fma(delta * delta, a.n * share, b.m2)};
 }
 
+// Whether it was not to be had, or the values are not numbers.
+__device__ inline bool is_odd(const Moment& m) { return m.m2 != m.m2; }
+
 // Sums of two things, which merge by adding.
 struct Sums {
     double of_dy, of_product;
 };
+__device__ inline bool is_odd(const Sums& s) { return s.of_product != s.of_product; }
 __device__ inline Sums merge(const Sums& a, const Sums& b) { return {a.of_dy + b.of_dy, a.of_product + b.of_product}; }
 
 // term(begin) + ... + term(begin + count - 1), pairwise: an error of a few roundings, and no chain of additions.
@@ -49,9 +53,9 @@ __device__ inline bool keeps_squares(float squares) { return squares > 1e-26f &&
 __device__ inline bool keeps_squares(double) { return true; }
 
 // The moment of values(0) to values(count - 1), so far as there(i): in registers, twice over, around one of them and
-// then around their mean. If the type A of the arithmetic has not the numbers for it, m2 is NaN and `odd` is set.
+// then around their mean. If the type A of the arithmetic has not the numbers for it, m2 is NaN.
 template <class A, int count, class Values, class There>
-__device__ Moment moment_of(const Values& values, const There& there, bool& odd) {
+__device__ Moment moment_of(const Values& values, const There& there) {
     A pivot = values(0);
     int n = 0;
 #pragma unroll
@@ -73,7 +77,6 @@ __device__ Moment moment_of(const Values& values, const There& there, bool& odd)
 #pragma unroll
         for (int i = 0; i < count; ++i) constant = constant && (!there(i) || values(i) == pivot);
         if (constant) return {size, static_cast<double>(pivot), 0};
-        odd = true;
         return {size, mean, nan("")};
     }
     const double m2 = fma(-size * off, off, static_cast<double>(squares));

@@ -16,10 +16,6 @@ struct alignas(16) Pack {
 template <class T>
 inline constexpr int words_of = sizeof(Pack<T>) / sizeof(uint4);
 
-__device__ inline bool is_aligned(const char* p) {
-    return reinterpret_cast<unsigned long long>(p) % sizeof(uint4) == 0;
-}
-
 template <class T>
 __device__ Pack<T> pack_of(const uint4 (&words)[words_of<T>]) {
     Pack<T> pack;
@@ -32,8 +28,7 @@ __device__ void words_from(const Pack<T>& pack, uint4 (&words)[words_of<T>]) {
     memcpy(words, &pack, sizeof pack);
 }
 
-// The offset of a level's index, of which the last dimension goes fastest. Called, not inlined: 64-bit divisions are
-// long, and what is contiguous along a level needs none.
+// The offset of an index, of whose dimensions the last goes fastest.
 __device__ inline int64_t odometer(const int64_t* size, const int64_t* stride, int rank, int64_t index) {
     int64_t bytes = 0;
 #pragma unroll 1
@@ -44,8 +39,10 @@ __device__ inline int64_t odometer(const int64_t* size, const int64_t* stride, i
     return bytes + index * stride[0];
 }
 
-__device__ inline int64_t offset(const Operand& operand, const Level& level, LevelName name, int64_t index) {
-    if (level.rank <= 1) return index * operand.stride[name][0];
+// The same of an operand along a level. packed: of which all levels have one dimension.
+template <bool packed>
+__device__ int64_t offset(const Operand& operand, const Level& level, LevelName name, int64_t index) {
+    if (packed || level.rank <= 1) return index * operand.stride[name][0];
     return odometer(level.size, operand.stride[name], level.rank, index);
 }
 
@@ -58,50 +55,60 @@ struct Place {
     int64_t first;
     int count;  // elements of a pack that there are, at most pack_size
 
-    __device__ char* at(int i) const { return row + offset(operand, level, name, first + i); }
+    __device__ char* at(int i) const { return row + offset<false>(operand, level, name, first + i); }
+    template <class T>
+    __device__ char* direct() const {
+        return row + first * static_cast<int64_t>(sizeof(T));
+    }
+    template <class T>
+    __device__ bool is_whole() const {
+        return count == pack_size && operand.direct &&
+               reinterpret_cast<unsigned long long>(direct<T>()) % sizeof(uint4) == 0;
+    }
 };
 
-// What is not there is 0.
-template <class T>
+// What is not there is 0. packed: what is there is whole packs, aligned as for a uint4.
+template <class T, bool packed>
 __device__ Pack<T> load_pack(const Place& place) {
-    if (place.operand.direct) {
-        const char* const p = place.row + place.first * static_cast<int64_t>(sizeof(T));
-        if (place.count == pack_size && is_aligned(p)) {
-            uint4 words[words_of<T>];
-            for (int i = 0; i < words_of<T>; ++i) words[i] = reinterpret_cast<const uint4*>(p)[i];
-            return pack_of<T>(words);
-        }
-    }
-    // One load in the code, and no index into registers that is not a constant.
-    Pack<T> pack = {};
-#pragma unroll 1
-    for (int i = 0; i < place.count; ++i) {
-        const T element = load_element<T>(place.at(i));
+    if (packed ? place.count > 0 : place.is_whole<T>()) {
+        uint4 words[words_of<T>];
 #pragma unroll
-        for (int k = 0; k < pack_size; ++k)
-            if (k == i) pack.at[k] = element;
+        for (int i = 0; i < words_of<T>; ++i) words[i] = reinterpret_cast<const uint4*>(place.direct<T>())[i];
+        return pack_of<T>(words);
+    }
+    Pack<T> pack = {};
+    if constexpr (!packed) {
+        // One load in the code, and no index into registers that is not a constant.
+#pragma unroll 1
+        for (int i = 0; i < place.count; ++i) {
+            const T element = load_element<T>(place.at(i));
+#pragma unroll
+            for (int k = 0; k < pack_size; ++k)
+                if (k == i) pack.at[k] = element;
+        }
     }
     return pack;
 }
 
-template <class T>
+// count is not 0.
+template <class T, bool packed>
 __device__ void store_pack(const Place& place, const Pack<T>& pack) {
-    if (place.operand.direct) {
-        char* const p = place.row + place.first * static_cast<int64_t>(sizeof(T));
-        if (place.count == pack_size && is_aligned(p)) {
-            uint4 words[words_of<T>];
-            words_from(pack, words);
-            for (int i = 0; i < words_of<T>; ++i) reinterpret_cast<uint4*>(p)[i] = words[i];
-            return;
-        }
-    }
-#pragma unroll 1
-    for (int i = 0; i < place.count; ++i) {
-        T element = pack.at[0];
+    if (packed || place.is_whole<T>()) {
+        uint4 words[words_of<T>];
+        words_from(pack, words);
 #pragma unroll
-        for (int k = 1; k < pack_size; ++k)
-            if (k == i) element = pack.at[k];
-        store_element<T>(place.at(i), element);
+        for (int i = 0; i < words_of<T>; ++i) reinterpret_cast<uint4*>(place.direct<T>())[i] = words[i];
+        return;
+    }
+    if constexpr (!packed) {
+#pragma unroll 1
+        for (int i = 0; i < place.count; ++i) {
+            T element = pack.at[0];
+#pragma unroll
+            for (int k = 1; k < pack_size; ++k)
+                if (k == i) element = pack.at[k];
+            store_element<T>(place.at(i), element);
+        }
     }
 }
 

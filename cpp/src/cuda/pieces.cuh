@@ -41,12 +41,12 @@ struct Rows {
     __device__ bool exist() const { return operand.data != nullptr; }
 };
 
-// How a thread goes through a piece: packs 0 to packs() of its own.
-template <Pattern pattern>
+// How a thread goes through a piece: a pack at each step. packed: all operands have all their packs whole and aligned.
+template <Pattern pattern, bool packed>
 class Walk;
 
-template <>
-class Walk<Pattern::row> {
+template <bool packed>
+class Walk<Pattern::row, packed> {
   public:
     __device__ Walk(const Work& work, const Piece& piece)
         : box_(work.box),
@@ -65,7 +65,10 @@ class Walk<Pattern::row> {
                       packs = (chunks.inner_range(0).size() + pack_size - 1) / pack_size;
         return (rows * packs + block_threads - 1) / block_threads;
     }
-    __device__ int steps() const { return static_cast<int>((packs_ + block_threads - 1) / block_threads); }
+    // How many this thread takes.
+    __device__ int steps() const {
+        return static_cast<int>((packs_ + block_threads - 1 - threadIdx.x) / block_threads);
+    }
 
     // The pack that this thread takes at a step; of 0 elements where there is none.
     struct At {
@@ -80,17 +83,17 @@ class Walk<Pattern::row> {
             packs_of_row_ == 1 ? pack : static_cast<unsigned>(static_cast<unsigned long long>(pack) * inverse_ >> 32);
         const int64_t i = inners_.begin + static_cast<int64_t>(pack - row * packs_of_row_) * pack_size;
         const int64_t left = inners_.end - i;
-        return {outers_.begin + row, i, static_cast<int>(left < pack_size ? left : pack_size)};
+        return {outers_.begin + row, i, packed || left > pack_size ? pack_size : static_cast<int>(left)};
     }
 
     __device__ Rows rows(Role role) const {
         const Operand& operand = box_.operand[role];
-        return {operand.data + offset(operand, box_.level[group], group, piece_.g) +
-                    offset(operand, box_.level[channel], channel, piece_.unit),
+        return {operand.data + offset<packed>(operand, box_.level[group], group, piece_.g) +
+                    offset<packed>(operand, box_.level[channel], channel, piece_.unit),
                 operand};
     }
     __device__ Place place(const Rows& rows, const At& at) const {
-        return {rows.first + offset(rows.operand, box_.level[outer], outer, at.o),
+        return {rows.first + offset<packed>(rows.operand, box_.level[outer], outer, at.o),
                 rows.operand,
                 box_.level[inner],
                 inner,
@@ -109,8 +112,8 @@ class Walk<Pattern::row> {
     unsigned packs_of_row_, packs_, inverse_;
 };
 
-template <>
-class Walk<Pattern::lane> {
+template <bool packed>
+class Walk<Pattern::lane, packed> {
   public:
     __device__ Walk(const Work& work, const Piece& piece)
         : box_(work.box), piece_(piece), outers_(work.chunks.outer_range(piece.k)) {
@@ -122,14 +125,18 @@ class Walk<Pattern::lane> {
         const int64_t first = piece.unit * tile.lanes, end = first + tile.lanes;
         lane_ = first + column_ * pack_size;
         const int64_t left = (end < box_.lanes() ? end : box_.lanes()) - lane_;
-        count_ = row_ >= rows_at_once_ || left < 0 ? 0 : static_cast<int>(left < pack_size ? left : pack_size);
+        count_ = row_ >= rows_at_once_ || left <= 0 ? 0
+                 : packed || left > pack_size       ? pack_size
+                                                    : static_cast<int>(left);
     }
 
     static int64_t steps(const Work& work) {
         const int64_t at_once = block_threads / work.tile.packs;
         return (work.chunks.outer_range(0).size() + at_once - 1) / at_once;
     }
-    __device__ int steps() const { return static_cast<int>((outers_.size() + rows_at_once_ - 1) / rows_at_once_); }
+    __device__ int steps() const {
+        return count_ > 0 ? static_cast<int>((outers_.size() + rows_at_once_ - 1 - row_) / rows_at_once_) : 0;
+    }
 
     struct At {
         int64_t o;
@@ -142,10 +149,10 @@ class Walk<Pattern::lane> {
 
     __device__ Rows rows(Role role) const {
         const Operand& operand = box_.operand[role];
-        return {operand.data + offset(operand, box_.level[group], group, piece_.g), operand};
+        return {operand.data + offset<packed>(operand, box_.level[group], group, piece_.g), operand};
     }
     __device__ Place place(const Rows& rows, const At& at) const {
-        return {rows.first + offset(rows.operand, box_.level[outer], outer, at.o),
+        return {rows.first + offset<packed>(rows.operand, box_.level[outer], outer, at.o),
                 rows.operand,
                 box_.level[channel],
                 channel,

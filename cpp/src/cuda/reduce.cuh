@@ -64,9 +64,18 @@ __device__ inline void store_slots(const Work& work, const Piece& piece, int64_t
     work.slot(1, piece.g, piece.k)[c] = s.of_product;
 }
 
+// Whether any thread of the block has found what must be done again.
+template <class Value, int count>
+__device__ bool any_is_odd(const Value (&values)[count]) {
+    bool odd = false;
+#pragma unroll
+    for (int i = 0; i < count; ++i) odd = odd || is_odd(values[i]);
+    return __syncthreads_or(odd);
+}
+
 // A thread's values, of its pack of lanes, for merge_columns().
-template <class Value>
-__device__ void share_columns(const Walk<Pattern::lane>& walk, const Value (&values)[pack_size]) {
+template <class Value, bool packed>
+__device__ void share_columns(const Walk<Pattern::lane, packed>& walk, const Value (&values)[pack_size]) {
     auto* const shared = reinterpret_cast<Value*>(shared_memory());
     __syncthreads();  // what was there before has been read
     if (walk.row() < walk.rows_at_once())
@@ -107,8 +116,8 @@ inline int64_t reduce_bytes(const Box& box) {
 
 // ---------------------------------------------------------------------------------------------------------- moments
 
-template <class T, Pattern pattern>
-__device__ void store_moments(const Work& work, const Piece& piece, const Walk<pattern>& walk,
+template <class T, Pattern pattern, bool packed>
+__device__ void store_moments(const Work& work, const Piece& piece, const Walk<pattern, packed>& walk,
                               const Moment (&moments)[pattern == Pattern::row ? 1 : pack_size], bool mends) {
     if constexpr (pattern == Pattern::row) {
         const Moment merged = merge_block(moments[0]);
@@ -131,46 +140,45 @@ struct LaneMoments {
         for (int i = 0; i < pack_size; ++i) {
             const Moment m = other(i);
             const double delta = m.mean - mean[i];
-            mean[i] = n == 0 ? m.mean : fma(delta, share, mean[i]);
-            m2[i] = n == 0 ? m.m2 : m2[i] + fma(delta * delta, weight, m.m2);
+            mean[i] = fma(delta, share, mean[i]);
+            m2[i] += fma(delta * weight, delta, m.m2);  // in this order 0 of weight 0, whatever delta is
         }
         n += other_n;
     }
 };
 
 // Around pivots and means of some packs at a time. Whether all moments were to be had so.
-template <class T, Pattern pattern>
+template <class T, Pattern pattern, bool packed>
 __device__ bool reduce_moments(const Work& work, const Piece& piece, const Stash<T>& stash) {
     using A = Arithmetic<T>;
     constexpr int batch = batch_packs<T>;
-    const Walk<pattern> walk(work, piece);
+    const Walk<pattern, packed> walk(work, piece);
     const Rows x = walk.rows(role_x);
     Moment moment = {};
     LaneMoments lanes;
-    bool odd = false;
-    for (int step = 0; step < walk.steps(); step += batch) {
+    const int steps = walk.steps();
+    for (int step = 0; step < steps; step += batch) {
         Pack<T> packs[batch];
         int counts[batch];
-        bool all = true;
+        bool all = step + batch <= steps;
 #pragma unroll
         for (int j = 0; j < batch; ++j) {
             const auto at = walk.at(step + j);
-            counts[j] = at.count;
-            packs[j] = load_pack<T>(walk.place(x, at));
+            packs[j] = load_pack<T, packed>(walk.place(x, at));
             if (stash && at.count > 0) stash.keep(step + j, packs[j]);
-            all = all && at.count > (pattern == Pattern::row ? pack_size - 1 : 0);
+            counts[j] = at.count;
+            if constexpr (pattern == Pattern::row && !packed) all = all && at.count == pack_size;
         }
         if constexpr (pattern == Pattern::row) {
             const auto values = [&](int i) { return packs[i / pack_size][i % pack_size]; };
             constexpr int count = batch * pack_size;
             const Moment own =
-                all ? moment_of<A, count>(
-                          values, [](int) { return true; }, odd)
-                    : moment_of<A, count>(values, [&](int i) { return i % pack_size < counts[i / pack_size]; }, odd);
+                all ? moment_of<A, count>(values, [](int) { return true; })
+                    : moment_of<A, count>(values, [&](int i) { return i % pack_size < counts[i / pack_size]; });
             moment = merge(moment, own);
         } else if (all) {
             lanes.add(batch, [&](int i) {
-                return moment_of<A, batch>([&](int j) { return packs[j][i]; }, [](int) { return true; }, odd);
+                return moment_of<A, batch>([&](int j) { return packs[j][i]; }, [](int) { return true; });
             });
         } else {
 #pragma unroll
@@ -178,34 +186,35 @@ __device__ bool reduce_moments(const Work& work, const Piece& piece, const Stash
                 if (counts[j] > 0) lanes.add(1, [&](int i) { return Moment{1, static_cast<double>(packs[j][i]), 0}; });
         }
     }
+    Moment moments[pattern == Pattern::row ? 1 : pack_size];
     if constexpr (pattern == Pattern::row) {
-        store_moments<T, pattern>(work, piece, walk, {moment}, false);
+        moments[0] = moment;
     } else {
-        Moment moments[pack_size];
 #pragma unroll
         for (int i = 0; i < pack_size; ++i) moments[i] = {lanes.n, lanes.mean[i], lanes.m2[i]};
-        store_moments<T, pattern>(work, piece, walk, moments, false);
     }
-    return !__syncthreads_or(odd);
+    store_moments<T, pattern, packed>(work, piece, walk, moments, false);
+    return !any_is_odd(moments);
 }
 
 // In double, with weights if there are some; or to mend what reduce_moments() left.
-template <class T, Pattern pattern>
+template <class T, Pattern pattern, bool packed>
 __device__ void reduce_weighted_moments(const Work& work, const Piece& piece, const Stash<T>& stash, bool mends) {
     using A = Arithmetic<T>;
-    const Walk<pattern> walk(work, piece);
+    const Walk<pattern, packed> walk(work, piece);
     const Rows x_rows = walk.rows(role_x), weights = walk.rows(role_weights);
     Moment moments[pattern == Pattern::row ? 1 : pack_size] = {};
 #pragma unroll 1
     for (int step = 0; step < walk.steps(); ++step) {
         const auto at = walk.at(step);
         if (at.count == 0) continue;
-        const Pack<T> x = load_pack<T>(walk.place(x_rows, at));
+        const Pack<T> x = load_pack<T, packed>(walk.place(x_rows, at));
         if (stash) stash.keep(step, x);
         Pack<A> w;
 #pragma unroll
         for (int i = 0; i < pack_size; ++i) w.at[i] = i < at.count ? A(1) : A(0);
-        if (weights.exist()) w = load_pack<A>(walk.place(weights, at));  // 0 where there is no element
+        if (!packed && weights.exist())
+            w = load_pack<A, packed>(walk.place(weights, at));  // 0 where there is no element
         if constexpr (pattern == Pattern::row) {
             moments[0] = merge(moments[0],
                                weighted_moment_of<pack_size>([&](int i) { return x[i]; }, [&](int i) { return w[i]; }));
@@ -215,47 +224,57 @@ __device__ void reduce_weighted_moments(const Work& work, const Piece& piece, co
                 if (w[i] > 0) moments[i] = merge(moments[i], {static_cast<double>(w[i]), static_cast<double>(x[i]), 0});
         }
     }
-    store_moments<T, pattern>(work, piece, walk, moments, mends);
+    store_moments<T, pattern, packed>(work, piece, walk, moments, mends);
 }
 
 // --------------------------------------------------------------------------------------------------- gradient sums
 
-// A pack of dy, as far as the activation let it through, and of x, where that is restored. What told so is told by
-// forward's output or by bits.
-template <class T, Pattern pattern>
-struct Gradient {
+// A pack of dy, as far as the activation let it through, and of x, where that is restored. What let it through is told
+// by the sign of forward's output or by bits.
+template <class T, Pattern pattern, bool packed>
+class Gradient {
+  public:
     using A = Arithmetic<T>;
-    A dy[pack_size], x[pack_size];
+    using At = typename Walk<pattern, packed>::At;
 
-    __device__ Gradient(const Work& work, const Walk<pattern>& walk, const Rows& outputs,
-                        const typename Walk<pattern>::At& at, const Pack<T>& dy_pack, const Pack<T>& x_pack) {
-#pragma unroll
-        for (int i = 0; i < pack_size; ++i) {
-            dy[i] = dy_pack[i];
-            x[i] = x_pack[i];
-        }
-        const Epilogue& epilogue = work.epilogue;
-        if (!epilogue.activates || at.count == 0) return;
-        unsigned through = 0;
+    Gradient() = default;
+    __device__ Gradient(const Work& work, const Walk<pattern, packed>& walk, const Rows& outputs, const At& at,
+                        const Pack<T>& dy, const Pack<T>& x)
+        : dy_(dy), x_(x), count_(at.count) {
+        if (!work.epilogue.activates || at.count == 0) return;
         if (outputs.exist()) {
-            const Pack<T> y = load_pack<T>(walk.place(outputs, at));
+            const Pack<T> y = load_pack<T, packed>(walk.place(outputs, at));
+            through_ = 0;
 #pragma unroll
-            for (int i = 0; i < pack_size; ++i) through |= !(y[i] <= 0) ? 1u << i : 0u;
+            for (int i = 0; i < pack_size; ++i) through_ |= !(y[i] <= 0) ? 1u << i : 0u;
         } else {
-            through = *walk.mask(at);
-        }
-        const A slope = static_cast<A>(epilogue.slope), back = static_cast<A>(1 / epilogue.slope);
-#pragma unroll
-        for (int i = 0; i < pack_size; ++i) {
-            if (through >> i & 1) continue;
-            dy[i] = slope == 0 ? A(0) : dy[i] * slope;
-            if (epilogue.restores) x[i] = x[i] * back;
+            through_ = *walk.mask(at);
         }
     }
+
+    __device__ A dy(const Epilogue& epilogue, int i) const {
+        if (through_ >> i & 1) return dy_[i];
+        return epilogue.slope == 0 ? A(0) : dy_[i] * static_cast<A>(epilogue.slope);
+    }
+    __device__ A x(const Epilogue& epilogue, int i) const {
+        const bool changed = epilogue.restores && !(through_ >> i & 1);
+        return changed ? x_[i] * static_cast<A>(1 / epilogue.slope) : x_[i];
+    }
+    // x less its centre, so far as it is to be multiplied with dy.
+    __device__ A difference(const Epilogue& epilogue, A centre, int i) const {
+        if (!(packed ? count_ > 0 : i < count_)) return 0;
+        if (epilogue.zeros_count_nothing && dy(epilogue, i) == 0) return 0;
+        return x(epilogue, i) - centre;
+    }
+
+  private:
+    Pack<T> dy_, x_;
+    int count_;
+    unsigned through_ = 0xff;
 };
 
-// Whether a sum of some of these is far from what a float has.
-__device__ inline bool fits_run(float product) { return fabsf(product) < 1e37f; }
+// Whether a sum of products is far from what a float has.
+__device__ inline bool fits_run(float products) { return fabsf(products) < 1e37f; }
 __device__ inline bool fits_run(double) { return true; }
 
 // What x is less where gradient sums are taken: its mean in the arithmetic's type, and of 16-bit elements in theirs.
@@ -274,73 +293,109 @@ __device__ inline double mean_of(const Work& work, int64_t g, int64_t c) {
     return load_value(from_output ? work.beta : work.mean, work.box, g, c, 0);
 }
 
-template <class T, Pattern pattern>
-__device__ void reduce_gradients(const Work& work, const Piece& piece, const Stash<T>& stash_dy,
+template <class T, Pattern pattern, bool packed>
+__device__ void store_sums(const Work& work, const Piece& piece, const Walk<pattern, packed>& walk,
+                           const Sums (&sums)[pattern == Pattern::row ? 1 : pack_size], bool mends) {
+    if constexpr (pattern == Pattern::row) {
+        const Sums merged = merge_block(sums[0]);
+        if (threadIdx.x == 0) store_slots(work, piece, piece.unit, merged, mends);
+    } else {
+        share_columns(walk, sums);
+        merge_columns<Sums>(work, piece, mends);
+    }
+}
+
+// What x's elements are less in gradient sums.
+template <class T, Pattern pattern, bool packed>
+struct Centres {
+    Arithmetic<T> of[pattern == Pattern::row ? 1 : pack_size];
+
+    __device__ Centres(const Work& work, const Piece& piece, const Walk<pattern, packed>& walk) {
+#pragma unroll
+        for (int i = 0; i < (pattern == Pattern::row ? 1 : pack_size); ++i) {
+            const double mean = mean_of(work, piece.g, walk.channel_of(i));
+            of[i] = static_cast<Arithmetic<T>>(centre_of(work.box.dtype, mean));
+        }
+    }
+    __device__ Arithmetic<T> operator[](int i) const { return of[pattern == Pattern::row ? 0 : i]; }
+};
+
+// In the arithmetic's type first, over the packs of a step or two. Whether it had the numbers for it: a sum for which
+// it has not is left as NaN.
+template <class T, Pattern pattern, bool packed>
+__device__ bool reduce_gradients(const Work& work, const Piece& piece, const Stash<T>& stash_dy,
                                  const Stash<T>& stash_x) {
     using A = Arithmetic<T>;
-    constexpr int batch = batch_pairs<T>, in_a_row = pattern == Pattern::row ? 1 : pack_size;
-    const Walk<pattern> walk(work, piece);
+    constexpr int batch = pattern == Pattern::row ? batch_pairs<T> : 1,
+                  in_a_row = pattern == Pattern::row ? 1 : pack_size;
+    const Walk<pattern, packed> walk(work, piece);
     const Rows dy_rows = walk.rows(role_dy), x_rows = walk.rows(role_x), outputs = walk.rows(role_y);
-    A means[in_a_row];
-#pragma unroll
-    for (int i = 0; i < in_a_row; ++i)
-        means[i] = static_cast<A>(centre_of(work.box.dtype, mean_of(work, piece.g, walk.channel_of(i))));
+    const Centres<T, pattern, packed> centres(work, piece, walk);
     Sums sums[in_a_row] = {};
     for (int step = 0; step < walk.steps(); step += batch) {
-        A dy_run[in_a_row] = {}, product_run[in_a_row] = {};
         Pack<T> dy_packs[batch], x_packs[batch];
 #pragma unroll
         for (int j = 0; j < batch; ++j) {
             const auto at = walk.at(step + j);
-            dy_packs[j] = load_pack<T>(walk.place(dy_rows, at));
-            x_packs[j] = load_pack<T>(walk.place(x_rows, at));
-        }
-#pragma unroll
-        for (int j = 0; j < batch; ++j) {
-            const auto at = walk.at(step + j);
-            if (at.count == 0) continue;
-            if (stash_x) {
+            dy_packs[j] = load_pack<T, packed>(walk.place(dy_rows, at));
+            x_packs[j] = load_pack<T, packed>(walk.place(x_rows, at));
+            if (stash_x && at.count > 0) {
                 stash_dy.keep(step + j, dy_packs[j]);
                 stash_x.keep(step + j, x_packs[j]);
             }
-            const Gradient<T, pattern> pack(work, walk, outputs, at, dy_packs[j], x_packs[j]);
-            const auto dy = [&](int i) { return pack.dy[i]; };
-            const auto difference = [&](int i) {
-                if (i >= at.count || (work.epilogue.zeros_count_nothing && pack.dy[i] == 0)) return A(0);
-                return pack.x[i] - means[pattern == Pattern::row ? 0 : i];
-            };
-            if constexpr (pattern == Pattern::row) {
-                dy_run[0] += pairwise<0, pack_size>(dy);
-                const A products = pairwise_products<0, pack_size>(dy, difference);
-                if (fits_run(products))
-                    product_run[0] += products;
-                else
-                    sums[0].of_product +=
-                        pairwise_products<0, pack_size>([&](int i) { return static_cast<double>(dy(i)); },
-                                                        [&](int i) { return static_cast<double>(difference(i)); });
-            } else {
+        }
+        Gradient<T, pattern, packed> packs[batch];
 #pragma unroll
-                for (int i = 0; i < pack_size; ++i) {
-                    dy_run[i] += dy(i);
-                    const A product = dy(i) * difference(i);
-                    if (fits_run(product))
-                        product_run[i] += product;
-                    else
-                        sums[i].of_product += static_cast<double>(dy(i)) * static_cast<double>(difference(i));
-                }
+        for (int j = 0; j < batch; ++j) packs[j] = {work, walk, outputs, walk.at(step + j), dy_packs[j], x_packs[j]};
+        const auto add = [&](Sums& sum, A dy, A product) {
+            sum.of_dy += static_cast<double>(dy);
+            sum.of_product += fits_run(product) ? static_cast<double>(product) : nan("");
+        };
+        const auto dy = [&](int i) { return packs[i / pack_size].dy(work.epilogue, i % pack_size); };
+        const auto difference = [&](int i) {
+            return packs[i / pack_size].difference(work.epilogue, centres[i % pack_size], i % pack_size);
+        };
+        if constexpr (pattern == Pattern::row) {
+            constexpr int count = batch * pack_size;
+            add(sums[0], pairwise<0, count>(dy), pairwise_products<0, count>(dy, difference));
+        } else {
+#pragma unroll
+            for (int i = 0; i < pack_size; ++i) {
+                const auto dy_of_lane = [&](int j) { return dy(j * pack_size + i); };
+                const auto difference_of_lane = [&](int j) { return difference(j * pack_size + i); };
+                add(sums[i], pairwise<0, batch>(dy_of_lane),
+                    pairwise_products<0, batch>(dy_of_lane, difference_of_lane));
             }
         }
+    }
+    store_sums<T, pattern, packed>(work, piece, walk, sums, false);
+    return !any_is_odd(sums);
+}
+
+// In double, to mend what that left.
+template <class T, Pattern pattern, bool packed>
+__device__ void mend_gradients(const Work& work, const Piece& piece) {
+    using A = Arithmetic<T>;
+    const Walk<pattern, packed> walk(work, piece);
+    const Rows dy_rows = walk.rows(role_dy), x_rows = walk.rows(role_x), outputs = walk.rows(role_y);
+    const Centres<T, pattern, packed> centres(work, piece, walk);
+    Sums sums[pattern == Pattern::row ? 1 : pack_size] = {};
+#pragma unroll 1
+    for (int step = 0; step < walk.steps(); ++step) {
+        const auto at = walk.at(step);
+        if (at.count == 0) continue;
+        const Gradient<T, pattern, packed> pack(work, walk, outputs, at, load_pack<T, packed>(walk.place(dy_rows, at)),
+                                                load_pack<T, packed>(walk.place(x_rows, at)));
 #pragma unroll
-        for (int i = 0; i < in_a_row; ++i)
-            sums[i] = merge(sums[i], {static_cast<double>(dy_run[i]), static_cast<double>(product_run[i])});
+        for (int i = 0; i < pack_size; ++i) {
+            Sums& sum = sums[pattern == Pattern::row ? 0 : i];
+            const double dy = static_cast<double>(pack.dy(work.epilogue, i));
+            const A difference = pack.difference(work.epilogue, centres[i], i);
+            sum.of_dy += dy;
+            sum.of_product = fma(dy, static_cast<double>(difference), sum.of_product);
+        }
     }
-    if constexpr (pattern == Pattern::row) {
-        const Sums merged = merge_block(sums[0]);
-        if (threadIdx.x == 0) store_slots(work, piece, piece.unit, merged);
-    } else {
-        share_columns(walk, sums);
-        merge_columns<Sums>(work, piece);
-    }
+    store_sums<T, pattern, packed>(work, piece, walk, sums, true);
 }
 
 }  // namespace batchnorm::cuda

@@ -81,11 +81,27 @@ bool overwrites_parameters(const Work& work) noexcept {
     return false;
 }
 
+// Whether all operands have all their packs whole, aligned as for a uint4, and along one dimension of each level.
+bool is_packed(const Work& work) noexcept {
+    const Box& box = work.box;
+    if (box.operand[role_weights].data || box.level[box.row_level()].count % pack_size != 0) return false;
+    for (const Level& level : box.level)
+        if (level.rank > 1) return false;
+    for (const Operand& operand : box.operand) {
+        if (!operand.data) continue;
+        int64_t places = reinterpret_cast<int64_t>(operand.data);
+        for (const LevelName level : {group, outer, channel})
+            if (level != box.row_level()) places |= operand.stride[level][0];
+        if (!operand.direct || places % static_cast<int64_t>(sizeof(uint4)) != 0) return false;
+    }
+    return true;
+}
+
 using Kernel = void (*)(Work, Pass);
 
 Kernel kernel_of(const Work& work) noexcept {
     const PatternKernels& kernels = kernels_of(work.box.dtype).of[work.box.pattern];
-    return goes_back(work.op) ? kernels.backward : kernels.forward;
+    return (goes_back(work.op) ? kernels.backward : kernels.forward)[is_packed(work)];
 }
 
 cudaError_t allow_shared(Kernel kernel, int64_t bytes) noexcept {
@@ -151,9 +167,10 @@ bool plan_on_chip(const Work& work, const Device& device, Launch& launch) noexce
             // More blocks than chunks would be idle; fewer than half of the multiprocessors leave the rest so.
             const bool enough = 2 * busy >= device.multiprocessors || 2 * size > chunks;
             if (shared > limit || !enough) continue;
-            launch = {busy < most_blocks ? busy : most_blocks,
-                      shared,
-                      {true, true, size > 1 ? TeamOf::cluster : TeamOf::block, size, first, chunk}};
+            launch = {
+                busy < most_blocks ? busy : most_blocks,
+                shared,
+                {true, true, size > 1 ? TeamOf::cluster : TeamOf::block, static_cast<unsigned>(size), first, chunk}};
             if (team_fits(kernel, launch, device)) return true;
         }
     }
@@ -163,7 +180,7 @@ bool plan_on_chip(const Work& work, const Device& device, Launch& launch) noexce
         const int64_t most = device.multiprocessors * at_once, blocks = all < most ? all : most;
         const int64_t shared = shared_for(ceil_div(all, blocks));
         if (shared > device.shared_of_multiprocessor / at_once - reserved_bytes || shared > largest) continue;
-        launch = {blocks, shared, {true, true, TeamOf::grid, blocks, first, chunk}};
+        launch = {blocks, shared, {true, true, TeamOf::grid, static_cast<unsigned>(blocks), first, chunk}};
         if (team_fits(kernel, launch, device)) return true;
     }
     return false;
@@ -173,7 +190,7 @@ Launch plan_pass(const Work& work, bool reduces) noexcept {
     const int64_t all = work.pieces;
     const int64_t shared = kernels_of(work.box.dtype).reduce_bytes(work.box);
     const int64_t blocks = all < most_blocks ? all : most_blocks;
-    return {blocks, shared, {reduces, !reduces, TeamOf::grid, blocks, 0, 0}};
+    return {blocks, shared, {reduces, !reduces, TeamOf::grid, static_cast<unsigned>(blocks), 0, 0}};
 }
 
 cudaError_t launch_tensor(const Work& work, const Launch& plan, cudaStream_t stream) noexcept {

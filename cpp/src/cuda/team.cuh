@@ -11,10 +11,10 @@ enum class TeamOf : unsigned char { block, cluster, grid };
 
 struct Team {
     TeamOf of;
-    int64_t index, count;  // which team, of how many
-    int64_t rank, size;    // which block of the team, of how many
+    unsigned index, count;  // which team, of how many
+    unsigned rank, size;    // which block of the team, of how many
 
-    __device__ Team(TeamOf kind, int64_t blocks) : of(kind), size(kind == TeamOf::grid ? gridDim.x : blocks) {
+    __device__ Team(TeamOf kind, unsigned blocks) : of(kind), size(kind == TeamOf::grid ? gridDim.x : blocks) {
         index = blockIdx.x / size;
         count = gridDim.x / size;
         rank = blockIdx.x % size;
