@@ -20,6 +20,12 @@ class Grads(NamedTuple):
     dresidual: Any = None
 
 
+def on_gpu(array: Any) -> bool:
+    """Whether an array is on a GPU, where looking at a value means to wait for it."""
+    is_cuda = getattr(array, "is_cuda", None)
+    return hasattr(array, "__cuda_array_interface__") if is_cuda is None else bool(is_cuda)
+
+
 def _is_zero(count: Any) -> bool:
     return isinstance(count, float | int) and count == 0
 
@@ -69,10 +75,13 @@ class Moments:
     def var(self, correction: float = 0) -> Any:
         """m2 / (count - correction): the biased variance, or with correction=1 the unbiased one.
 
-        Where there are counts for each statistic, one of 0 has the variance 0.
+        Where there are counts for each statistic, one of 0 has the variance 0. Too small a count is a ValueError, but
+        not on a GPU, where counts for each statistic are not looked at.
         """
         if isinstance(self.count, float | int):
             enough, nothing = self.count > correction, False
+        elif on_gpu(self.count):
+            enough, nothing = True, (self.count == 0) & (correction == 0)
         else:
             nothing = (self.count == 0) & (correction == 0)
             enough = bool(((self.count > correction) | nothing).all())
