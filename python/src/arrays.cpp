@@ -404,10 +404,10 @@ std::optional<Stream> parse_stream(nb::handle object) {
               type_text(object).c_str());
     const nb::object index = nb::steal(PyNumber_Index(handle.ptr()));
     if (!index.is_valid()) throw nb::python_error();
-    void* const stream = PyLong_AsVoidPtr(index.ptr());
-    if (PyErr_Occurred() || nb::cast<bool>(index < nb::int_(0))) {
+    const unsigned long long stream = PyLong_AsUnsignedLongLong(index.ptr());
+    if (PyErr_Occurred()) {
         PyErr_Clear();
         raise(PyExc_ValueError, "stream is %s, expected the value of a cudaStream_t", nb::str(index).c_str());
     }
-    return stream;
+    return reinterpret_cast<Stream>(stream);
 }

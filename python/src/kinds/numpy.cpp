@@ -68,6 +68,10 @@ std::optional<DType> numpy_type(nb::handle dtype) {
     if (dtype.is(np.float64_dtype)) return DType::f64;
     if (dtype.is(np.float16_dtype)) return DType::f16;
     if (is_bfloat16(dtype)) return DType::bf16;
+    // One out of a pickle is equal, but not the same object.
+    if (dtype.equal(np.float32_dtype)) return DType::f32;
+    if (dtype.equal(np.float64_dtype)) return DType::f64;
+    if (dtype.equal(np.float16_dtype)) return DType::f16;
     return std::nullopt;
 }
 
