@@ -129,16 +129,16 @@ class Job:
 
 def chosen_cases(settings: Settings) -> list[Case]:
     """The cases that the settings ask for."""
-    return [
-        case
-        for case in CASES
-        if (case.quick or not settings.quick)
-        and (not settings.case or any(_matches(case, text) for text in settings.case))
-    ]
+    return [case for case in matching(CASES, settings.case) if case.quick or not settings.quick]
 
 
-def _matches(case: Case, text: str) -> bool:
-    if any(text == other.shape for other in CASES):
+def matching(cases: list[Case], texts: tuple[str, ...]) -> list[Case]:
+    """Those of which a text is the shape, or part of the label; all, if there is no text."""
+    return [case for case in cases if not texts or any(_matches(case, text, cases) for text in texts)]
+
+
+def _matches(case: Case, text: str, cases: list[Case]) -> bool:
+    if any(text == other.shape for other in cases):
         return text == case.shape
     return text.lower() in case.label.lower()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import batchnorm as bn
 
+from . import gpu
 from .cases import DTYPES, LAYOUTS, PAGES, TASKS, Pages, Settings, chosen_cases, jobs
 from .peers import PEERS
 from .progress import Progress
@@ -32,6 +33,10 @@ one as users have it, where page faults come on top.
 --step and --variants measure something else instead, with all threads, over the shapes of ResNet-50 with 32 samples
 (--variants with --quick or --case: over those that are asked for). The unit of --variants is the plain float32 call
 of the same task in the same turns; its goals are for tensors past the last-level cache.
+
+--gpu measures on an NVIDIA GPU instead, float32 and bfloat16, beside PyTorch's own kernels, cuDNN's, torch.compile and
+the device's copy, over the shapes of ResNet-50 with 32 and 256 samples and three large ones; of the options below it
+takes --case, --task, --layout, --dtype, --runs, --json, --from, --save and --no-compile. A few minutes.
 """
 
 # glibc's allocator then never gives memory back: the next array of a size lies in pages that exist already. One arena,
@@ -55,13 +60,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fused, masked, weighted, grouped and 16-bit calls beside plain ones, instead",
     )
+    instead.add_argument(
+        "--gpu", action="store_true", help="calls on an NVIDIA GPU beside PyTorch's and cuDNN's, instead"
+    )
     which = parser.add_argument_group("what is measured (all of it, unless you say)")
     which.add_argument(
         "--case", action="append", default=[], metavar="TEXT", help="a shape, or part of one or of a name"
     )
     which.add_argument("--task", action="append", choices=TASKS)
     which.add_argument("--layout", action="append", choices=LAYOUTS, help="channels first or last")
-    which.add_argument("--dtype", action="append", choices=DTYPES)
+    which.add_argument(
+        "--dtype", action="append", choices=(*DTYPES, "bfloat16"), help=f"with --gpu: {' or '.join(gpu.DTYPES)}"
+    )
     which.add_argument("--threads", action="append", type=_positive, metavar="N", help="default: 1, and all")
     which.add_argument("--peers", default=",".join(PEERS), metavar="NAMES", help="default: %(default)s; '' for none")
     which.add_argument("--large-numpy", action="store_true", help="NumPy on tensors above 8 MB, too: slow")
@@ -74,9 +84,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="before a row, until other processes are quiet; default: 0",
     )
+    which.add_argument(
+        "--no-compile",
+        action="store_false",
+        dest="compile",
+        help="with --gpu, without torch.compile, which takes a while",
+    )
     output = parser.add_argument_group("what comes out besides the table")
     output.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
     output.add_argument("--png", type=Path, metavar="FILE", help="a bar for each case")
+    output.add_argument(
+        "--save",
+        type=Path,
+        nargs="?",
+        const=gpu.RESULTS,
+        metavar="FOLDER",
+        help="with --gpu: all of it as a page of Markdown, <gpu>-<date>.md; default: %(const)s",
+    )
     output.add_argument(
         "--from", type=Path, metavar="FILE", dest="earlier", help="show what --json wrote; measure nothing"
     )
@@ -91,9 +115,13 @@ def _positive(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report; the exit status."""
+    if arguments.gpu and arguments.earlier is None:
+        return gpu.run(arguments)
     failed = False
     if arguments.earlier is not None:
         found: dict[str, Any] = json.loads(arguments.earlier.read_text(encoding="utf-8"))
+        if "gpu" in found:
+            return gpu.show(found, arguments)
         table = Table()
         for row in found["rows"]:
             print(table.line(row))
@@ -127,6 +155,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     unknown = set(peers) - set(PEERS)
     if unknown:
         raise SystemExit(f"unknown peers {', '.join(sorted(unknown))}; known are {', '.join(PEERS)}")
+    if "bfloat16" in (arguments.dtype or ()):
+        raise SystemExit("--dtype=bfloat16 is for --gpu; --variants measures 16 bits beside float32")
     return Settings(
         case=tuple(arguments.case),
         tasks=tuple(arguments.task or TASKS),

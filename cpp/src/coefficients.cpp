@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "coefficients.hpp"
 #include "stages.hpp"
 
 namespace batchnorm {
@@ -36,6 +37,15 @@ struct Coefficients {
             values[i] = static_cast<T*>(stages.memory.coefficients[i]) + g * end;
     }
 
+    void store(int64_t c, const InputGradCoefficients<T>& own) const noexcept {
+        values[0][c] = own.hi;
+        values[1][c] = own.r;
+        values[2][c] = own.dy_hi;
+        values[3][c] = own.a;
+        values[4][c] = own.b;
+        values[5][c] = own.c;
+    }
+
     // Goes on where the lanes do, repeating. A NaN that a caller brought may have any bits; kernels that round to
     // bfloat16 want them to be 0 in the lower half.
     void finish(int count, Range written) const noexcept {
@@ -48,14 +58,6 @@ struct Coefficients {
     }
 };
 
-// A number as two of type T, the second for what is computed once for each channel.
-template <class T>
-struct Halves {
-    const T hi;
-    const double lo;
-    explicit Halves(double value) noexcept : hi(static_cast<T>(value)), lo(value - static_cast<double>(hi)) {}
-};
-
 template <class T>
 void normalize_coefficients_of(const Stages& stages, int64_t g, Range channels, const Column& gamma,
                                const Column& beta) noexcept {
@@ -63,17 +65,14 @@ void normalize_coefficients_of(const Stages& stages, int64_t g, Range channels, 
     const Coefficients<T> coefficients(stages, g);
     for (int64_t c = channels.begin; c < channels.end; ++c) {
         const int64_t s = g * stages.box.channels() + c;
-        const double scale = gamma[s] * m.inv_std[s];
-        const T hi = static_cast<T>(m.mean[s]);
-        const double lo = m.mean[s] - static_cast<double>(hi);
-        coefficients.values[0][c] = hi;
-        coefficients.values[1][c] = static_cast<T>(scale);
-        coefficients.values[2][c] = static_cast<T>(beta[s] - lo * scale);
+        const auto own = NormalizeCoefficients<T>::of(m.mean[s], m.inv_std[s], gamma[s], beta[s]);
+        coefficients.values[0][c] = own.hi;
+        coefficients.values[1][c] = own.scale;
+        coefficients.values[2][c] = own.shift;
     }
     coefficients.finish(3, channels);
 }
 
-// With xhat = (x - mean) * r, and dx = scale * (dy - mean of dy - xhat * mean of dy * xhat).
 template <class T, class ScaleAt>
 void input_grad_coefficients_of(const Stages& stages, int64_t g, Range channels, const double* r_of,
                                 const ScaleAt& scale_at, const Column& count) noexcept {
@@ -81,19 +80,8 @@ void input_grad_coefficients_of(const Stages& stages, int64_t g, Range channels,
     const Coefficients<T> coefficients(stages, g);
     for (int64_t c = channels.begin; c < channels.end; ++c) {
         const int64_t s = g * stages.box.channels() + c;
-        const double r = r_of[s], scale = scale_at(s);
-        // What has no weight behind it has none to spread either.
-        const double n = count[s] > 0 ? count[s] : HUGE_VAL;
-        const double dy_mean = m.sum_dy[s] / n;
-        const double slope = -scale * (m.sum_dy_xmu[s] * r / n);
-        const T hi = static_cast<T>(m.mean[s]), dy_hi = static_cast<T>(dy_mean);
-        const double lo = m.mean[s] - static_cast<double>(hi), dy_lo = dy_mean - static_cast<double>(dy_hi);
-        coefficients.values[0][c] = hi;
-        coefficients.values[1][c] = static_cast<T>(r);
-        coefficients.values[2][c] = dy_hi;
-        coefficients.values[3][c] = static_cast<T>(scale);
-        coefficients.values[4][c] = static_cast<T>(slope);
-        coefficients.values[5][c] = static_cast<T>(-scale * dy_lo - slope * (lo * r));
+        coefficients.store(
+            c, InputGradCoefficients<T>::of(m.mean[s], r_of[s], scale_at(s), m.sum_dy[s], m.sum_dy_xmu[s], count[s]));
     }
     coefficients.finish(6, channels);
 }
@@ -108,14 +96,8 @@ void jvp_coefficients_of(const Stages& stages, int64_t g, Range channels, const 
     for (int64_t c = channels.begin; c < channels.end; ++c) {
         const int64_t s = g * stages.box.channels() + c;
         const double r = m.inv_std[s], scale = gamma[s] * r;
-        const Halves<T> mean(m.mean[s]), direction(m.sum_dy[s] / n);
         const double slope = tgamma[s] - scale * (m.sum_dy_xmu[s] * r / n);
-        coefficients.values[0][c] = mean.hi;
-        coefficients.values[1][c] = static_cast<T>(r);
-        coefficients.values[2][c] = direction.hi;
-        coefficients.values[3][c] = static_cast<T>(scale);
-        coefficients.values[4][c] = static_cast<T>(slope);
-        coefficients.values[5][c] = static_cast<T>(tbeta[s] - scale * direction.lo - slope * (mean.lo * r));
+        coefficients.store(c, {m.mean[s], r, m.sum_dy[s] / n, scale, slope, tbeta[s]});
     }
     coefficients.finish(6, channels);
 }
@@ -135,7 +117,7 @@ void double_backward_coefficients_of(const Stages& stages, int64_t g, Range chan
         const double r = m.inv_std[s], a = gamma[s] * r * r;
         const double p = m.sum_v_xmu[s] * r / n, q = m.sum_dy_xmu[s] * r / n, k = m.sum_dy_v[s] / n - p * q;
         const double of_v = -a * q, of_dy = tgamma[s] * r - a * p, of_xhat = a * (2 * p * q - k) - tgamma[s] * r * q;
-        const Halves<T> mean(m.mean[s]), dy(m.sum_dy[s] / n), v(m.v_mean[s]);
+        const Split<T> mean(m.mean[s]), dy(m.sum_dy[s] / n), v(m.v_mean[s]);
         coefficients.values[0][c] = mean.hi;
         coefficients.values[1][c] = static_cast<T>(r);
         coefficients.values[2][c] = dy.hi;
