@@ -108,6 +108,5 @@ def install():
     )
     module.enable_x64 = lambda on: _set("x64", on)
     module.default_device = lambda device: _set("device", device)
-    module.dlpack = None
     sys.modules["jax"] = module
     return module

@@ -519,5 +519,7 @@ def test_what_computes_on_the_cpu_alone(lib):
     if lib.name == "jax":
         return
     for layer in (bn.BatchNorm(3), bn.BatchNorm(3).eval(), bn.BatchNorm(3).freeze()):
-        with pytest.raises(RuntimeError, match="layers compute on the CPU alone"):
+        with pytest.raises(RuntimeError, match="x is on a GPU, and layers compute on the CPU alone"):
             layer(x)
+    with pytest.raises(RuntimeError, match="population_statistics computes on the CPU alone"):
+        bn.population_statistics([x])

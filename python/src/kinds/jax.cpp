@@ -12,7 +12,7 @@ struct Jax {
     static const Jax* get() {
         static const Jax* jax = nullptr;
         if (jax) return jax;
-        const nb::object module = imported("jax", {"Array", "numpy", "default_device", "dlpack"});
+        const nb::object module = imported("jax", {"Array", "numpy", "default_device"});
         if (module.is_valid()) jax = new Jax{module, module.attr("Array"), module.attr("numpy")};
         return jax;
     }
