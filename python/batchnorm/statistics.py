@@ -38,8 +38,10 @@ def _float64(array: Any) -> AbstractContextManager[Any]:
     if not type(array).__module__.startswith("jax"):
         return nullcontext()
     import jax
+    from jax import experimental
 
-    context: AbstractContextManager[Any] = jax.enable_x64(True)
+    context: AbstractContextManager[Any]
+    context = jax.enable_x64(True) if hasattr(jax, "enable_x64") else experimental.enable_x64()
     return context
 
 

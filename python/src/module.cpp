@@ -279,6 +279,16 @@ struct Counts {
     nb::object object() const { return array ? array->object() : nb::float_(same); }
 };
 
+// A number of values on a GPU's array: the library sees those of arrays on the CPU alone.
+void check_count(const char* argument, nb::handle count, const Call& call) {
+    const batchnorm::View& x = call.first().view();
+    if (!call.place().on_gpu() || !(PyFloat_Check(count.ptr()) || PyLong_Check(count.ptr()))) return;
+    for (int d = 0; d < x.rank; ++d)
+        if (x.shape[d] == 0) return;
+    if (const double value = parse_number(argument, count); !(value > 0))
+        raise(PyExc_ValueError, "%s must be positive, got %g", argument, value);
+}
+
 nb::tuple moments(nb::object x_, nb::object axis, nb::object group_size, nb::object weights, nb::object threads,
                   nb::object stream) {
     const Call call("x", x_, stream);
@@ -311,6 +321,7 @@ nb::tuple normalize(nb::object x_, nb::object mean_, nb::object m2_, nb::object 
     extras.add_residual(residual);
     const Array mean = Array::param("mean", mean_, place), m2 = Array::param("m2", m2_, place);
     const Array count = Array::param("count", count_, place);
+    check_count("normalize: count", count_, call);
     const Array gamma = Array::param("gamma", gamma_, place), beta = Array::param("beta", beta_, place);
     const Array out = Array::output("out", out_, x, place);
     nb::object object = new_saved(call, axes, axis, extras, true);
@@ -356,6 +367,7 @@ nb::tuple input_grad(nb::object dy_, nb::object x_, nb::object saved_, nb::objec
     const Array dy = Array::tensor("dy", dy_, place);
     Extras extras(call, threads, saved);
     const Array count = Array::param("sums.count", count_, place);
+    check_count("input_grad: sums.count", count_, call);
     const Array sum_dy = Array::param("sums.sum_dy", sum_dy_, place);
     const Array sum_dy_xmu = Array::param("sums.sum_dy_xmu", sum_dy_xmu_, place);
     const Array gamma = Array::param("gamma", gamma_, place);

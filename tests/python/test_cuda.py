@@ -255,6 +255,11 @@ def test_statistics_add_up(writable):
     dx = bn.input_grad(dy[1:], x[1:], saved[1], bn.GradSums(m.count, sums.sum_dy, sums.sum_dy_xmu)).dx
     want_dx = reference.backward(hdy, hx).dx
     check(lib, dx, reference.Value(want_dx.exact[1:], want_dx.error[1:]), "dx")
+    for count in (0, -1.0):
+        with pytest.raises(ValueError, match=f"normalize: count must be positive, got {count:g}"):
+            bn.normalize(x, bn.Moments(m.mean, m.m2, count))
+        with pytest.raises(ValueError, match=f"input_grad: sums.count must be positive, got {count:g}"):
+            bn.input_grad(dy, x, bn.batch_norm(x)[1], bn.GradSums(count, sums.sum_dy, sums.sum_dy_xmu))
     weights = np.arange(120).reshape(4, 5, 6) % 3
     merged = sum(bn.moments(x[i : i + 2], weights=lib.put(weights[i : i + 2])) for i in (0, 2))
     want = reference.forward(hx, weights=weights[:, None])
@@ -522,4 +527,4 @@ def test_what_computes_on_the_cpu_alone(lib):
         with pytest.raises(RuntimeError, match="x is on a GPU, and layers compute on the CPU alone"):
             layer(x)
     with pytest.raises(RuntimeError, match="population_statistics computes on the CPU alone"):
-        bn.population_statistics([x])
+        bn.population_statistics(1, [x])

@@ -51,11 +51,9 @@ def test_devices(emulated):
     code = "import batchnorm as bn; print(bn.cuda.is_available(), bn.cuda.device_count()); bn.show_config()"
     done = run_python("-c", code, modules=emulated, CUDA_ON_CPU_DEVICES="2")
     assert done.stdout.startswith("True 2\n"), done.stderr
-    name = run_python("-c", "import batchnorm as bn; print(bn.cuda.device_name(1))", modules=emulated).stdout
     done = run_python("-c", code, modules=emulated, CUDA_ON_CPU_DEVICES="0")
     assert done.stdout.startswith("False 0\n"), done.stderr
     assert "not available: " in done.stdout
-    assert name or True
 
 
 @pytest.mark.parametrize("name", ["torch", "cupy", "jax"])
