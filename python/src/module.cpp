@@ -90,7 +90,9 @@ class Extras {
 // The shape of the statistics of x: the groups first, if there are any.
 std::vector<std::int64_t> stat_shape(const batchnorm::View& x, const Axes& axes, std::int64_t group_size) {
     std::vector<std::int64_t> shape = kept_shape(x, axes);
-    if (group_size > 0 && x.rank > 0) shape.insert(shape.begin(), (x.shape[0] + group_size - 1) / group_size);
+    // The library refuses what has too many axes.
+    if (group_size > 0 && x.rank > 0 && shape.size() < static_cast<std::size_t>(batchnorm::max_rank))
+        shape.insert(shape.begin(), (x.shape[0] + group_size - 1) / group_size);
     return shape;
 }
 

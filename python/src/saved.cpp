@@ -227,8 +227,11 @@ batchnorm::Stats Saved::inputs(const batchnorm::View& x, const Place& place) con
         stats = {on_gpu->mean.view(), on_gpu->inv_std.view()};
         // One count for all is told by x itself, on which the library does not look at this one.
         if (on_gpu->counts) stats.count = on_gpu->counts->view();
-        if (kind == place.kind)
-            for (const Array* const array : {&on_gpu->mean, &on_gpu->inv_std}) place.scope->touch(array->object());
+        if (kind == place.kind) {
+            place.scope->touch(on_gpu->mean.object());
+            place.scope->touch(on_gpu->inv_std.object());
+            if (on_gpu->counts) place.scope->touch(on_gpu->counts->object());
+        }
     } else {
         stats = {contiguous(mean.data(), shape), contiguous(inv_std.data(), shape)};
         if (!counts.empty() || mean.empty())
