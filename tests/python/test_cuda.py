@@ -36,6 +36,11 @@ class Host:
         return array.transpose(axes)
 
 
+@pytest.fixture(autouse=True)
+def on_a_gpu(monkeypatch):
+    monkeypatch.setattr(reference, "on_gpu", True)
+
+
 @pytest.fixture(params=gpu_arrays.LIBRARIES)
 def lib(request):
     return gpu_arrays.library(request.param)
