@@ -297,8 +297,8 @@ void bind_saved(nb::module_& module) {
     nb::class_<Saved>(module, "Saved",
                       "What forward leaves for backward: the statistics that it used, and its settings.\n\n"
                       "Statistics are float64 arrays of the kept axes' shape, (C,) for one axis, after the groups if\n"
-                      "there is a group_size. It can be made by hand, from values that are copied:\n"
-                      "Saved(mean, inv_std, axis=1).")
+                      "there is a group_size, and on a GPU if x is. It can be made by hand, from values that are\n"
+                      "copied: Saved(mean, inv_std, axis=1).")
         .def(nb::init<nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, nb::object,
                       nb::object, nb::object>(),
              nb::arg("mean"), nb::arg("inv_std"), nb::arg("var").none() = nb::none(),

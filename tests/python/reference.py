@@ -16,7 +16,6 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-
 # Whether the library computes on a GPU.
 on_gpu = False
 

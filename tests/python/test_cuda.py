@@ -25,6 +25,8 @@ CASES = {
     "every other channel": ((4, 9, 5, 6), 1, lambda lib, x: x[:, ::2]),
     "channels-last": ((4, 5, 6, 9), 1, lambda lib, x: lib.transpose(x, (0, 3, 1, 2))),
     "packed": ((4, 3, 5, 12), 1, lambda lib, x: x[..., ::2]),
+    "rows of several chunks": ((3, 2, 90, 91), 1, None),
+    "lanes of several chunks": ((1500, 9), 1, None),
     "crop": ((4, 3, 7, 8), 1, lambda lib, x: x[:, :, 1:-1, 2:-1]),
 }
 PLAIN = "NCHW"

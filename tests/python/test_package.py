@@ -95,6 +95,17 @@ def test_show_config(capsys):
     assert info["threads"] == f"{bn.get_num_threads()}, run by {_core.threading()}"
 
 
+def test_cuda():
+    if bn.cuda.is_available():
+        assert bn.cuda.unavailable_because() is None
+        assert all(bn.cuda.device_name(i) for i in range(bn.cuda.device_count()))
+    else:
+        assert bn.cuda.unavailable_because()
+        assert bn.cuda.device_count() == 0
+    with pytest.raises(ValueError, match="device 1000 does not exist: "):
+        bn.cuda.device_name(1000)
+
+
 def test_cmake_dir():
     done = run_python("-m", "batchnorm", "--cmake-dir")
     assert done.returncode == 0
