@@ -400,6 +400,8 @@ def test_new_arrays_are_the_stream_s():
             assert array.stream == lib.handle(stream)
             if name == "torch":
                 assert set(array.recorded) == {0, lib.handle(stream)}
+        with pytest.raises(ValueError, match="gamma has shape"):
+            bn.batch_norm(x, [1.0, 2.0], stream=stream)
         assert bn.batch_norm(x)[0].stream == 0
         with lib.current(stream):
             assert bn.batch_norm(x)[0].stream == lib.handle(stream)
@@ -494,7 +496,9 @@ def test_devices(lib):
     grads = bn.batch_norm_backward(lib.put(hdy, 1), other, there, [1.0, 2.0, 3.0])
     for array in (y, there.mean, there.var, grads.dx, grads.dgamma):
         assert lib.device(array) == 1
-    assert same_bits(lib.host(y), lib.host(bn.batch_norm(x)[0]))
+    again = bn.batch_norm(x)[0]  # where the thread was before
+    assert lib.device(again) == 0
+    assert same_bits(lib.host(y), lib.host(again))
 
 
 def test_a_tensor_on_the_cpu_beside_one_on_the_gpu():
