@@ -13,8 +13,8 @@ namespace reference {
 
 // A sum of n terms has an error of at most n * 2^-53 * sum|terms|; no accumulator gets more than 9000 here.
 inline constexpr double sum_error = 1e-12;
-// Of 16-bit data, what the design allows: sums start in float.
-inline constexpr double half_sum_error = 1e-7;
+// What the design allows where sums start in float: of 16-bit data, and of float32 on a GPU.
+inline constexpr double run_sum_error = 1e-7;
 inline constexpr double u64 = 0x1p-53;
 
 inline double unit_roundoff(DType dtype) { return dtype == DType::f64 ? u64 : 0x1p-24; }

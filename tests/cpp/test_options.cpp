@@ -373,6 +373,7 @@ void refused() {
         CHECK_DETAIL(std::string(status.message).rfind(std::string(name(op)) + ": ", 0) == 0, status.message);
         CHECK(p.untouched());
     };
+    const bool looks_at_values = !device::is_cuda();
     for (const Op op : ops) {
         const bool trains = !is_frozen(op);
         if (op != Op::moments) {
@@ -387,10 +388,12 @@ void refused() {
             check(op, "weights is float64, expected float32", [&](Options& o) { o.weights = &wide_view; });
             check(op, "weights has shape (6, 3, 6)", [&](Options& o) { o.weights = &longer_view; });
             check(op, "weights has no data", [&](Options& o) { o.weights = &no_data; });
-            check(op, "weights must be finite and not negative, got -2",
-                  [&](Options& o) { o.weights = &negative_view; });
-            check(op, "weights must be finite and not negative, got nan",
-                  [&](Options& o) { o.weights = &not_finite_view; });
+            if (looks_at_values) {
+                check(op, "weights must be finite and not negative, got -2",
+                      [&](Options& o) { o.weights = &negative_view; });
+                check(op, "weights must be finite and not negative, got nan",
+                      [&](Options& o) { o.weights = &not_finite_view; });
+            }
         } else {
             check(op, "group_size is not taken", [](Options& o) { o.group_size = 2; });
             check(op, "weights is not taken", [&](Options& o) { o.weights = &negative_view; });
@@ -438,6 +441,7 @@ void refused() {
     Options leaky = p.options(Op::moments);
     leaky.activation = Activation::relu;
     CHECK(!core::batch_norm_inplace(p.x.mut(), 1, {}, {}, {}, leaky).ok());
+    if (!looks_at_values) return;
     leaky.activation = Activation::none;
     p.gamma.set(1, 0);
     const Status status = core::batch_norm_inplace(p.x.mut(), 1, p.gamma.view(), {}, {}, leaky);

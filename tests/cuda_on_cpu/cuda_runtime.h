@@ -28,6 +28,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
@@ -182,7 +183,7 @@ char* shared_memory();
 enum class Meeting { syncthreads, cluster_sync, grid_sync, syncwarp, ballot, shfl, shfl_down, shfl_xor };
 
 // For all threads of the block, the cluster or the grid.
-void sync(Meeting meeting);
+bool sync(Meeting meeting, bool predicate = false);
 
 // For the lanes of the warp that mask names. Returns source's value, or of a ballot which values are not 0.
 std::uint64_t exchange(Meeting meeting, unsigned mask, std::uint64_t value, unsigned source);
@@ -222,6 +223,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 // Device functions.
 
 inline void __syncthreads() { cuda_on_cpu::sync(cuda_on_cpu::Meeting::syncthreads); }
+inline int __syncthreads_or(int predicate) {
+    return cuda_on_cpu::sync(cuda_on_cpu::Meeting::syncthreads, predicate != 0);
+}
 
 inline void __syncwarp(unsigned mask = ~0u) { cuda_on_cpu::exchange(cuda_on_cpu::Meeting::syncwarp, mask, 0, 0); }
 

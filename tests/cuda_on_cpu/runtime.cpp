@@ -260,6 +260,7 @@ struct Fiber {
 // A barrier of threads that follow each other in the launch's fibers.
 struct Barrier {
     std::size_t first, count, arrived = 0;
+    bool any = false;  // of what the threads brought along, for __syncthreads_or
 };
 
 [[noreturn]] void enter();
@@ -299,19 +300,24 @@ class Running {
         leave();
     }
 
-    void sync(Meeting meeting) {
+    bool sync(Meeting meeting, bool predicate) {
         if (meeting == Meeting::grid_sync && !shape_.cooperative)
             die("this_grid().sync() in a launch that is not cooperative");
         Barrier& barrier = meeting == Meeting::grid_sync      ? grid_
                            : meeting == Meeting::cluster_sync ? clusters_[current_->number / cluster_threads_]
                                                               : block_barriers_[current_->number / block_threads_];
-        current_->meeting = meeting;
-        current_->state = Fiber::waits;
+        Fiber& self = *current_;
+        self.meeting = meeting;
+        self.state = Fiber::waits;
+        barrier.any |= predicate;
         if (++barrier.arrived == barrier.count) {
             barrier.arrived = 0;
+            for (std::size_t i = 0; i < barrier.count; ++i) fibers_[barrier.first + i].result = barrier.any;
+            barrier.any = false;
             release(barrier.first, barrier.count, ~0u);
         }
         leave();
+        return self.result != 0;
     }
 
     std::uint64_t exchange(Meeting meeting, unsigned mask, std::uint64_t value, unsigned source) {
@@ -472,7 +478,7 @@ Running& running() {
 }  // namespace
 
 char* shared_memory() { return running().block().shared.data(); }
-void sync(Meeting meeting) { running().sync(meeting); }
+bool sync(Meeting meeting, bool predicate) { return running().sync(meeting, predicate); }
 std::uint64_t exchange(Meeting meeting, unsigned mask, std::uint64_t value, unsigned source) {
     return running().exchange(meeting, mask, value, source);
 }

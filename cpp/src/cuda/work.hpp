@@ -68,7 +68,7 @@ struct Tiling {
     constexpr int64_t count(const Box& box) const noexcept { return (box.channels() + channels - 1) / channels; }
 
   private:
-    static constexpr int64_t most_packs = 32;
+    static constexpr int64_t most_packs = 8;
 };
 
 // The CUDA part's functions. Where one returns a text it is what CUDA reports, or null if all went well.
