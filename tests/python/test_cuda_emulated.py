@@ -27,11 +27,19 @@ for function in (bn.batch_norm, bn.moments, lambda x: bn.Saved(x[0], x[0])):
 def emulated(tmp_path_factory):
     """A folder with a copy of the installed package."""
     folder = tmp_path_factory.mktemp("emulated")
-    build = cpp_build.cmake_build(HERE / "cuda_emulated", folder / "build")
+    # Not for this processor: with no instruction set but the scalar one, which is built in no time.
+    options = {
+        "CMAKE_BUILD_TYPE": "Debug",
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": "generic",
+        "BUILD_SHARED_LIBS": "ON",
+        "BATCHNORM_CUDA": "ON_CPU",
+    }
+    build = cpp_build.cmake_build(cpp_build.ROOT, folder / "build", *(f"-D{k}={v}" for k, v in options.items()))
     package = folder / "site" / "batchnorm"
     shutil.copytree(Path(bn.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "bench"))
     for library in ("libbatchnorm.so", "libbatchnorm_cuda.so"):
-        shutil.copy(build / library, package / "lib" / library)
+        shutil.copy(build / "cpp" / library, package / "lib" / library)
     return package.parent
 
 
