@@ -1,9 +1,11 @@
-"""Batch normalization, forward and backward, on NumPy arrays and PyTorch's CPU tensors, without copying them.
+"""Batch normalization, forward and backward, on NumPy arrays and PyTorch tensors, without copying them.
+
+On a GPU, CuPy's and JAX's arrays too.
 
 `axis` is the axis, or tuple of axes, that keeps its own statistics: 1 for NCHW, -1 for NHWC.
 """
 
-from . import distributed
+from . import cuda, distributed
 from ._core import Saved
 from ._core import version as _version
 from .accumulation import accumulate
@@ -55,6 +57,7 @@ __all__ = [
     "batch_norm_jvp",
     "clear_cache",
     "convert_state",
+    "cuda",
     "distributed",
     "get_num_threads",
     "grad_sums",

@@ -49,9 +49,10 @@ def batch_norm(
     residual: Any,
     out: Any,
     threads: Any,
+    stream: Any,
 ) -> tuple[Any, Saved]: ...
 def batch_norm_backward(
-    dy: Any, x: Any, saved: Saved, gamma: Any, need_dresidual: Any, out: Any, threads: Any
+    dy: Any, x: Any, saved: Saved, gamma: Any, need_dresidual: Any, out: Any, threads: Any, stream: Any
 ) -> tuple[Any, Any, Any, Any]: ...
 def batch_norm_inference(
     x: Any,
@@ -66,6 +67,7 @@ def batch_norm_inference(
     residual: Any,
     out: Any,
     threads: Any,
+    stream: Any,
 ) -> Any: ...
 def batch_norm_inference_backward(
     dy: Any,
@@ -81,6 +83,7 @@ def batch_norm_inference_backward(
     need_dresidual: Any,
     out: Any,
     threads: Any,
+    stream: Any,
 ) -> tuple[Any, Any, Any, Any]: ...
 def batch_norm_inplace(
     x: Any,
@@ -93,11 +96,12 @@ def batch_norm_inplace(
     activation: Any,
     negative_slope: Any,
     threads: Any,
+    stream: Any,
 ) -> Saved: ...
 def batch_norm_backward_from_output(
-    dy: Any, y: Any, saved: Saved, gamma: Any, beta: Any, out: Any, threads: Any
+    dy: Any, y: Any, saved: Saved, gamma: Any, beta: Any, out: Any, threads: Any, stream: Any
 ) -> tuple[Any, Any, Any]: ...
-def moments(x: Any, axis: Any, group_size: Any, weights: Any, threads: Any) -> tuple[Any, Any, Any]: ...
+def moments(x: Any, axis: Any, group_size: Any, weights: Any, threads: Any, stream: Any) -> tuple[Any, Any, Any]: ...
 def normalize(
     x: Any,
     mean: Any,
@@ -114,8 +118,9 @@ def normalize(
     residual: Any,
     out: Any,
     threads: Any,
+    stream: Any,
 ) -> tuple[Any, Saved]: ...
-def grad_sums(dy: Any, x: Any, saved: Saved, threads: Any) -> tuple[Any, Any, Any]: ...
+def grad_sums(dy: Any, x: Any, saved: Saved, threads: Any, stream: Any) -> tuple[Any, Any, Any]: ...
 def input_grad(
     dy: Any,
     x: Any,
@@ -127,6 +132,7 @@ def input_grad(
     need_dresidual: Any,
     out: Any,
     threads: Any,
+    stream: Any,
 ) -> tuple[Any, Any, Any, Any]: ...
 def batch_norm_jvp(
     tx: Any, x: Any, saved: Saved, gamma: Any, tgamma: Any, tbeta: Any, out: Any, threads: Any
@@ -134,6 +140,9 @@ def batch_norm_jvp(
 def batch_norm_double_backward(
     ddx: Any, dy: Any, x: Any, saved: Saved, gamma: Any, ddgamma: Any, ddbeta: Any, out: Any, threads: Any
 ) -> tuple[Any, Any, Any]: ...
+def cuda_unavailable_because() -> str | None: ...
+def cuda_device_count() -> int: ...
+def cuda_device_name(device: int) -> str | None: ...
 def clear_cache() -> None: ...
 def version() -> str: ...
 def isa() -> str | None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import _core
+from . import _core, cuda
 
 
 def get_num_threads() -> int:
@@ -46,4 +46,9 @@ def show_config() -> None:
     print(f"batchnorm        {_core.version()}")
     print(f"instruction set  {in_use} (available: {available})")
     print(f"threads          {_core.get_num_threads()}, run by {_core.threading()}")
-    print("CUDA             not built")
+    print(f"CUDA             {_devices()}")
+
+
+def _devices() -> str:
+    names = [cuda.device_name(i) for i in range(cuda.device_count())]
+    return ", ".join(names) if names else f"not available: {cuda.unavailable_because() or 'there is no device'}"

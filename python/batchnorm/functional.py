@@ -3,10 +3,11 @@
 Common to all of them:
 
 x, dy, out
-    NumPy arrays or PyTorch CPU tensors of float32, float64, float16 or bfloat16 (in NumPy that of the package
-    ml_dtypes), all of one kind, type and shape, of any rank up to 8 and any strides; they are not copied. 16 bits are
-    computed in float32 and rounded once. ``out`` may be exactly an input, else it must not overlap one. Without it the
-    result is a new array; the memory of large ones is used again when they are gone (see `batchnorm.clear_cache`).
+    NumPy arrays, PyTorch tensors, or CuPy or JAX arrays on a GPU, of float32, float64, float16 or bfloat16 (in NumPy
+    that of the package ml_dtypes), all of one kind, device, type and shape, of any rank up to 8 and any strides; they
+    are not copied. 16 bits are computed in float32 and rounded once. ``out`` may be exactly an input, else it must not
+    overlap one; JAX's arrays cannot be written to. Without it the result is a new array; the memory of large ones on
+    the CPU is used again when they are gone (see `batchnorm.clear_cache`).
 gamma, beta, mean, var
     Of the kept axes' shape in x's order, ``(C,)`` for one axis: an array of any float type, a sequence, or one number
     for all. gamma and beta may be None: 1 and 0. float32 is right beside x of 16 bits too.
@@ -36,7 +37,18 @@ group_size
     gamma and beta are the same for all, and dgamma and dbeta the sums over them.
 threads
     None uses as many as the work is worth, at most get_num_threads(); an int exactly as many. The results have the
-    same bits for every number.
+    same bits for every number. A ValueError beside arrays on a GPU.
+stream
+    Where the work on a GPU is put: an int, the value of a cudaStream_t, or an object with ``__cuda_stream__()``, as
+    PyTorch's and CuPy's streams are. None is the stream that the arrays' library has current on their device, for JAX
+    the default one. A ValueError beside arrays on the CPU.
+
+Arrays on a GPU give results on that GPU, all of x's kind: `Saved`, `Moments` and `GradSums` too. Nothing waits for the
+GPU, but for JAX, which does not know the stream: its results are complete when they are returned. For the same reason
+values there are not looked at: a negative var gives NaN, and weights that are negative or not finite, or a gamma of 0
+in `batch_norm_inplace`, give results without meaning. Sequences and numbers are put on x's device. With a stream that
+is not the current one, the caller orders the two streams: the arguments must be complete in it, and a result is
+complete once it has done its work. A RuntimeError says what is missing where there is no GPU (see `batchnorm.cuda`).
 
 A TypeError says that an argument has a type that these functions do not take, a ValueError that its shape or value
 does not fit; both name the argument and what would fit, and nothing was written then.
@@ -47,7 +59,7 @@ ICML 2015, arXiv:1502.03167.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from . import _core
 from ._core import Saved
@@ -56,6 +68,15 @@ from .statistics import Grads, GradSums, Moments
 Array = TypeVar("Array")
 Axis = int | tuple[int, ...]
 Activation = Literal["relu", "leaky_relu"] | None
+
+
+class CudaStream(Protocol):
+    """What tells its cudaStream_t: ``(0, handle)``."""
+
+    def __cuda_stream__(self) -> tuple[int, int]: ...
+
+
+Stream = int | CudaStream | None
 
 
 def batch_norm(
@@ -72,6 +93,7 @@ def batch_norm(
     residual: Array | None = None,
     out: Array | None = None,
     threads: int | None = None,
+    stream: Stream = None,
 ) -> tuple[Array, Saved]:
     """Normalize x by its own statistics: training forward.
 
@@ -84,7 +106,7 @@ def batch_norm(
     is a ValueError, since a variance does not exist; an empty x gives an empty y.
     """
     return _core.batch_norm(
-        x, gamma, beta, axis, eps, group_size, weights, activation, negative_slope, residual, out, threads
+        x, gamma, beta, axis, eps, group_size, weights, activation, negative_slope, residual, out, threads, stream
     )
 
 
@@ -97,6 +119,7 @@ def batch_norm_backward(
     need_dresidual: bool = False,
     out: Array | tuple[Array, Array] | None = None,
     threads: int | None = None,
+    stream: Stream = None,
 ) -> Grads:
     """Gradients of `batch_norm`, from dy = dL/dy and what forward saved.
 
@@ -108,7 +131,7 @@ def batch_norm_backward(
     where dy is first taken through the activation, which is also the residual's gradient. dgamma and dbeta are computed
     always, also where gamma is None. ``out`` gets dx and may be dy itself, or is a pair that gets dx and dresidual.
     """
-    return Grads(*_core.batch_norm_backward(dy, x, saved, gamma, need_dresidual, out, threads))
+    return Grads(*_core.batch_norm_backward(dy, x, saved, gamma, need_dresidual, out, threads, stream))
 
 
 def batch_norm_inference(
@@ -125,13 +148,14 @@ def batch_norm_inference(
     residual: Array | None = None,
     out: Array | None = None,
     threads: int | None = None,
+    stream: Stream = None,
 ) -> Array:
     """Normalize x by given statistics.
 
     ``y = activation((x - mean) / sqrt(var + eps) * gamma + beta + residual)``. A negative var is a ValueError.
     """
     y: Array = _core.batch_norm_inference(
-        x, mean, var, gamma, beta, axis, eps, activation, negative_slope, residual, out, threads
+        x, mean, var, gamma, beta, axis, eps, activation, negative_slope, residual, out, threads, stream
     )
     return y
 
@@ -151,6 +175,7 @@ def batch_norm_inference_backward(
     need_dresidual: bool = False,
     out: Array | tuple[Array, Array] | None = None,
     threads: int | None = None,
+    stream: Stream = None,
 ) -> Grads:
     """Gradients of `batch_norm_inference`, in which mean and var are constants.
 
@@ -163,7 +188,7 @@ def batch_norm_inference_backward(
     """
     return Grads(
         *_core.batch_norm_inference_backward(
-            dy, x, mean, var, gamma, y, axis, eps, activation, negative_slope, need_dresidual, out, threads
+            dy, x, mean, var, gamma, y, axis, eps, activation, negative_slope, need_dresidual, out, threads, stream
         )
     )
 
@@ -180,6 +205,7 @@ def batch_norm_inplace(
     activation: Activation = None,
     negative_slope: float = 0.01,
     threads: int | None = None,
+    stream: Stream = None,
 ) -> Saved:
     """`batch_norm` with y in the place of x, for `batch_norm_backward_from_output`, which finds x again from y.
 
@@ -190,7 +216,9 @@ def batch_norm_inplace(
     S. Rota Bulo, L. Porzi and P. Kontschieder, "In-Place Activated BatchNorm for Memory-Optimized Training of DNNs",
     CVPR 2018, arXiv:1712.02616. Unlike there, gamma is taken as it is, with its sign.
     """
-    return _core.batch_norm_inplace(x, gamma, beta, axis, eps, group_size, weights, activation, negative_slope, threads)
+    return _core.batch_norm_inplace(
+        x, gamma, beta, axis, eps, group_size, weights, activation, negative_slope, threads, stream
+    )
 
 
 def batch_norm_backward_from_output(
@@ -202,6 +230,7 @@ def batch_norm_backward_from_output(
     *,
     out: Array | None = None,
     threads: int | None = None,
+    stream: Stream = None,
 ) -> Grads:
     """Gradients of `batch_norm_inplace` (or of `batch_norm`, with settings that it takes), from its output y.
 
@@ -212,18 +241,24 @@ def batch_norm_backward_from_output(
     and then as in `batch_norm_backward`. gamma and beta must be those of forward. The error of xhat is about
     eps * (1 + abs(beta / gamma)), eps being the rounding of y's type. ``out`` gets dx and may be dy or y itself.
     """
-    return Grads(*_core.batch_norm_backward_from_output(dy, y, saved, gamma, beta, out, threads))
+    return Grads(*_core.batch_norm_backward_from_output(dy, y, saved, gamma, beta, out, threads, stream))
 
 
 def moments(
-    x: Any, *, axis: Axis = 1, group_size: int | None = None, weights: Any = None, threads: int | None = None
+    x: Any,
+    *,
+    axis: Axis = 1,
+    group_size: int | None = None,
+    weights: Any = None,
+    threads: int | None = None,
+    stream: Stream = None,
 ) -> Moments:
     """Mean, m2 = sum((x - mean)^2) and count of x: the first half of `batch_norm`.
 
     With weights, m2 = sum(w * (x - mean)^2) and count = sum(w). Moments of several arrays add up to those of all of
     them: see `Moments`.
     """
-    return Moments(*_core.moments(x, axis, group_size, weights, threads))
+    return Moments(*_core.moments(x, axis, group_size, weights, threads, stream))
 
 
 def normalize(
@@ -241,6 +276,7 @@ def normalize(
     residual: Array | None = None,
     out: Array | None = None,
     threads: int | None = None,
+    stream: Stream = None,
 ) -> tuple[Array, Saved]:
     """Normalize x by moments, its own or those of a larger batch: the second half of `batch_norm`.
 
@@ -265,15 +301,16 @@ def normalize(
         residual,
         out,
         threads,
+        stream,
     )
 
 
-def grad_sums(dy: Array, x: Array, saved: Saved, *, threads: int | None = None) -> GradSums:
+def grad_sums(dy: Array, x: Array, saved: Saved, *, threads: int | None = None, stream: Stream = None) -> GradSums:
     """count, sum(dy) and sum(dy * (x - mean)): the first half of `batch_norm_backward`.
 
     The sums of several arrays around the same mean add up to those of all of them: see `GradSums`.
     """
-    return GradSums(*_core.grad_sums(dy, x, saved, threads))
+    return GradSums(*_core.grad_sums(dy, x, saved, threads, stream))
 
 
 def input_grad(
@@ -286,6 +323,7 @@ def input_grad(
     need_dresidual: bool = False,
     out: Array | tuple[Array, Array] | None = None,
     threads: int | None = None,
+    stream: Stream = None,
 ) -> Grads:
     """Gradients from sums, x's own or those of a larger batch: the second half of `batch_norm_backward`.
 
@@ -295,5 +333,7 @@ def input_grad(
     if not isinstance(sums, GradSums):
         raise TypeError(f"sums is {type(sums).__name__}, expected bn.GradSums")
     return Grads(
-        *_core.input_grad(dy, x, saved, sums.count, sums.sum_dy, sums.sum_dy_xmu, gamma, need_dresidual, out, threads)
+        *_core.input_grad(
+            dy, x, saved, sums.count, sums.sum_dy, sums.sum_dy_xmu, gamma, need_dresidual, out, threads, stream
+        )
     )

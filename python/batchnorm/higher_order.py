@@ -1,9 +1,9 @@
 """Derivatives beyond the gradients: of `batch_norm` in a direction, and of `batch_norm_backward`.
 
 For gradients of gradients (gradient penalties, meta-learning), products with Jacobians and Hessians, and rules of
-automatic differentiation. Arguments are as in `batchnorm.functional`. The statistics are x's own, as `batch_norm` saved
-them, of the whole batch or with group_size. A `saved` with an activation or weights is a ValueError; a residual's
-derivatives are the caller's, who adds them.
+automatic differentiation. Arguments are as in `batchnorm.functional`, but for arrays on a GPU, which are a RuntimeError
+here. The statistics are x's own, as `batch_norm` saved them, of the whole batch or with group_size. A `saved` with an
+activation or weights is a ValueError; a residual's derivatives are the caller's, who adds them.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from .functional import (
     batch_norm_inference_backward,
 )
 from .running import Batch, Cumulative, Exponential, Memory, Running, effective_count, pooled
-from .statistics import Grads
+from .statistics import Grads, refuse_gpu
 
 
 class Exchange(Protocol):
@@ -311,6 +311,8 @@ class BatchNorm:
         return grads.dx
 
     def _check_features(self, x: Any) -> None:
+        if not isinstance(x, np.ndarray):
+            refuse_gpu(x, "layers compute on")
         shape = getattr(x, "shape", None)
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         if shape is None or any(not -len(shape) <= a < len(shape) for a in axes):

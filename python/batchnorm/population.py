@@ -13,6 +13,7 @@ import numpy as np
 from .functional import Axis, moments
 from .layers import BatchNorm
 from .running import Batch, Population, PopulationStatistics, effective_count
+from .statistics import refuse_gpu
 
 _END = object()
 
@@ -70,6 +71,7 @@ def population_statistics(
 
 
 def _batch(x: Any, axis: Any, weights: Any, threads: int | None) -> Batch:
+    refuse_gpu(x, "population_statistics computes on")
     m = moments(x, axis=axis, weights=weights, threads=threads)
     mean, m2 = np.asarray(m.mean), np.asarray(m.m2)
     count = np.broadcast_to(np.asarray(m.count, np.float64), mean.shape)

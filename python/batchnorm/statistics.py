@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,30 @@ class Grads(NamedTuple):
     dgamma: Any
     dbeta: Any
     dresidual: Any = None
+
+
+def on_gpu(array: Any) -> bool:
+    """Whether an array is on a GPU, where looking at a value means to wait for it."""
+    is_cuda = getattr(array, "is_cuda", None)
+    return hasattr(array, "__cuda_array_interface__") if is_cuda is None else bool(is_cuda)
+
+
+def refuse_gpu(x: Any, what: str) -> None:
+    """Raise RuntimeError for an array on a GPU, which `what` does not take."""
+    if on_gpu(x):
+        raise RuntimeError(f"x is on a GPU, and {what} the CPU alone: the functions take it")
+
+
+def _float64(array: Any) -> AbstractContextManager[Any]:
+    """For arithmetic in float64, which JAX otherwise makes float32 of, unless its user has said that it should not."""
+    if not type(array).__module__.startswith("jax"):
+        return nullcontext()
+    import jax
+    from jax import experimental
+
+    context: AbstractContextManager[Any]
+    context = jax.enable_x64(True) if hasattr(jax, "enable_x64") else experimental.enable_x64()
+    return context
 
 
 def _is_zero(count: Any) -> bool:
@@ -50,10 +75,11 @@ class Moments:
             return self
         if _is_zero(self.count):
             return other
-        count = self.count + other.count
-        share = other.count / (count + (count == 0))  # where there is nothing behind either: 0 / 1
-        delta = other.mean - self.mean
-        return Moments(self.mean + delta * share, self.m2 + other.m2 + delta * delta * (self.count * share), count)
+        with _float64(self.mean):
+            count = self.count + other.count
+            share = other.count / (count + (count == 0))  # where there is nothing behind either: 0 / 1
+            delta = other.mean - self.mean
+            return Moments(self.mean + delta * share, self.m2 + other.m2 + delta * delta * (self.count * share), count)
 
     def __radd__(self, zero: int) -> Moments:
         return self if zero == 0 else NotImplemented
@@ -69,16 +95,20 @@ class Moments:
     def var(self, correction: float = 0) -> Any:
         """m2 / (count - correction): the biased variance, or with correction=1 the unbiased one.
 
-        Where there are counts for each statistic, one of 0 has the variance 0.
+        Where there are counts for each statistic, one of 0 has the variance 0. Too small a count is a ValueError, but
+        not on a GPU, where counts for each statistic are not looked at.
         """
         if isinstance(self.count, float | int):
             enough, nothing = self.count > correction, False
+        elif on_gpu(self.count):
+            enough, nothing = True, (self.count == 0) & (correction == 0)
         else:
             nothing = (self.count == 0) & (correction == 0)
             enough = bool(((self.count > correction) | nothing).all())
         if not enough:
             raise ValueError(f"var with correction {correction} needs a larger count than {self.count}")
-        return self.m2 / (self.count - correction + nothing)
+        with _float64(self.m2):
+            return self.m2 / (self.count - correction + nothing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +127,8 @@ class GradSums:
         if not isinstance(other, GradSums):
             return NotImplemented
         _same_shape(self.sum_dy, other.sum_dy)
-        return GradSums(self.count + other.count, self.sum_dy + other.sum_dy, self.sum_dy_xmu + other.sum_dy_xmu)
+        with _float64(self.sum_dy):
+            return GradSums(self.count + other.count, self.sum_dy + other.sum_dy, self.sum_dy_xmu + other.sum_dy_xmu)
 
     def __radd__(self, zero: int) -> GradSums:
         return self if zero == 0 else NotImplemented

@@ -1,164 +1,49 @@
 #include "arrays.hpp"
 
-#include <cstdarg>
 #include <cstdint>
 #include <cstring>
 #include <optional>
 
+#include "kinds/numpy.hpp"
+#include "kinds/torch.hpp"
 #include "outputs.hpp"
 
 using batchnorm::DType;
 
 namespace {
 
-// What is looked up in NumPy once. Never freed: Python may be gone when it would be. Not initialized as C++ does it,
-// under a lock: looking up imports, which lets other threads run, and one that waited for the lock with the GIL would
-// wait for ever. Two threads may both do it.
-struct NumPy {
-    nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, float16_dtype, uint16, empty, masked_array;
-
-    static const NumPy& get() {
-        static const NumPy* numpy = nullptr;
-        if (!numpy) numpy = new NumPy;
-        return *numpy;
-    }
-
-  private:
-    NumPy() {
-        const nb::object np = nb::module_::import_("numpy");
-        ndarray = np.attr("ndarray");
-        asarray = np.attr("asarray");
-        float64 = np.attr("float64");
-        float64_dtype = np.attr("dtype")(float64);
-        float32_dtype = np.attr("dtype")(np.attr("float32"));
-        float16_dtype = np.attr("dtype")(np.attr("float16"));
-        uint16 = np.attr("uint16");
-        empty = np.attr("empty");
-        masked_array = np.attr("ma").attr("MaskedArray");
-    }
-};
-
-bool is_instance(nb::handle object, nb::handle type) {
-    const int result = PyObject_IsInstance(object.ptr(), type.ptr());
-    if (result < 0) throw nb::python_error();
-    return result == 1;
-}
-
-bool is_numpy(nb::handle object) {
-    return PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(NumPy::get().ndarray.ptr()));
-}
-
-bool is_masked(nb::handle array) {
-    const NumPy& np = NumPy::get();
-    return array.type().ptr() != np.ndarray.ptr() && is_instance(array, np.masked_array);
-}
-
-// The same of PyTorch, once the process has imported it: before, nothing can be a tensor.
-struct Torch {
-    nb::object module, tensor, float32, float64, float16, bfloat16, strided;
-
-    static const Torch* get() {
-        static const Torch* torch = nullptr;
-        if (torch) return torch;
-        PyObject* const module = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
-        // Both: another thread may be amid the import.
-        if (module && nb::hasattr(module, "Tensor") && nb::hasattr(module, "strided"))
-            torch = new Torch(nb::borrow(module));
-        return torch;
-    }
-
-  private:
-    explicit Torch(nb::object torch)
-        : module(torch),
-          tensor(torch.attr("Tensor")),
-          float32(torch.attr("float32")),
-          float64(torch.attr("float64")),
-          float16(torch.attr("float16")),
-          bfloat16(torch.attr("bfloat16")),
-          strided(torch.attr("strided")) {}
-};
-
-bool is_torch(nb::handle object) {
-    const Torch* const torch = Torch::get();
-    return torch && is_instance(object, torch->tensor);
-}
-
-Kind kind_of(nb::handle object) {
-    if (is_numpy(object)) return Kind::numpy;
-    return is_torch(object) ? Kind::torch : Kind::none;
-}
-
-std::string text(nb::handle object) { return nb::str(object).c_str(); }
-std::string type_text(nb::handle object) { return nb::type_name(object.type()).c_str(); }
-
-// NumPy's bfloat16 is ml_dtypes', of kind V; that package is the user's, and known by the name alone.
-bool is_bfloat16(nb::handle dtype) {
-    return text(dtype.attr("name")) == "bfloat16" && nb::cast<bool>(dtype.attr("isnative"));
-}
-
-// Whether a parameter may have a dtype: long double, a foreign byte order and other bfloats too.
 bool is_float(nb::handle dtype, Kind kind) {
-    if (kind == Kind::torch) return nb::cast<bool>(dtype.attr("is_floating_point"));
-    return text(dtype.attr("kind")) == "f" || text(dtype.attr("name")).rfind("bfloat", 0) == 0;
+    return kind == Kind::torch ? nb::cast<bool>(dtype.attr("is_floating_point")) : is_numpy_float(dtype);
 }
 
 // The library's name for a dtype that it reads as it is.
 std::optional<DType> native_type(nb::handle dtype, Kind kind) {
-    if (kind == Kind::torch) {
-        const Torch& torch = *Torch::get();
-        if (dtype.is(torch.float32)) return DType::f32;
-        if (dtype.is(torch.float64)) return DType::f64;
-        if (dtype.is(torch.float16)) return DType::f16;
-        if (dtype.is(torch.bfloat16)) return DType::bf16;
-        return std::nullopt;
-    }
-    const NumPy& np = NumPy::get();
-    if (dtype.is(np.float32_dtype)) return DType::f32;
-    if (dtype.is(np.float64_dtype)) return DType::f64;
-    if (dtype.is(np.float16_dtype)) return DType::f16;
-    if (is_bfloat16(dtype)) return DType::bf16;
-    return std::nullopt;
+    return kind == Kind::torch ? torch_type(dtype) : numpy_type(dtype);
 }
 
-bool requires_grad(nb::handle object, Kind kind) {
-    return kind == Kind::torch && nb::cast<bool>(object.attr("requires_grad"));
+// That an array is where the call's others are.
+void check_place(const char* argument, Kind kind, int device, const Place& place) {
+    if (place.kind == Kind::none) return;
+    if (kind != place.kind)
+        raise(PyExc_TypeError, "%s is %s, expected %s, as x is", argument, name(kind), name(place.kind));
+    if (device != place.device)
+        raise(PyExc_ValueError, "%s is on %s, expected %s, as x is", argument, device_text(device).c_str(),
+              device_text(place.device).c_str());
 }
 
-constexpr const char* accepted = "expected float32, float64, float16 or bfloat16";
-
-// The type that a buffer's format tells, in native byte order.
-std::optional<DType> type_of(const char* format) {
-    constexpr char native = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>';
-    if (*format == '@' || *format == '=' || *format == '^' || *format == native) ++format;
-    if (format[0] == '\0' || format[1] != '\0') return std::nullopt;
-    switch (*format) {
-        case 'f': return DType::f32;
-        case 'd': return DType::f64;
-        case 'e': return DType::f16;
-        default: return std::nullopt;
+void set_contiguous(batchnorm::View& view, const std::vector<std::int64_t>& shape, DType dtype) {
+    view.dtype = dtype;
+    view.rank = static_cast<int>(shape.size());
+    std::int64_t stride = batchnorm::item_size(dtype);
+    for (int d = view.rank; d-- > 0; stride *= view.shape[d]) {
+        view.shape[d] = shape[static_cast<std::size_t>(d)];
+        view.stride[d] = stride;
     }
 }
+
+const char* type_name(DType dtype) { return dtype == DType::f64 ? "float64" : "float32"; }
 
 }  // namespace
-
-const char* name(Kind kind) {
-    switch (kind) {
-        case Kind::numpy: return "a NumPy array";
-        case Kind::torch: return "a torch tensor";
-        case Kind::none: break;
-    }
-    return "no array";
-}
-
-void raise(PyObject* error, const char* format, ...) {
-    char message[512];
-    va_list arguments;
-    va_start(arguments, format);
-    std::vsnprintf(message, sizeof message, format, arguments);
-    va_end(arguments);
-    PyErr_SetString(error, message);
-    throw nb::python_error();
-}
 
 void check(const batchnorm::Status& status) {
     using batchnorm::Code;
@@ -166,42 +51,22 @@ void check(const batchnorm::Status& status) {
         case Code::ok: return;
         case Code::invalid_value: raise(PyExc_ValueError, "%s", status.message);
         case Code::invalid_type: raise(PyExc_TypeError, "%s", status.message);
-        case Code::unavailable: raise(PyExc_RuntimeError, "%s", status.message);
+        case Code::unavailable:
+        case Code::device_error: raise(PyExc_RuntimeError, "%s", status.message);
         case Code::out_of_memory: raise(PyExc_MemoryError, "%s", status.message);
     }
 }
 
 // ------------------------------------------------------------------------------------------------------------ import
 
-bool Array::read_buffer(nb::handle array) {
-    if (PyObject_GetBuffer(array.ptr(), &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
-        PyErr_Clear();  // a dtype that the buffer protocol cannot tell
-        buffer_.obj = nullptr;
-        return false;
-    }
-    return true;
-}
-
-bool Array::read_numpy() {
-    if (read_buffer(object_)) {
-        if (const std::optional<DType> type = type_of(buffer_.format)) {
-            view_.dtype = *type;
-            return true;
-        }
-        PyBuffer_Release(&buffer_);
-        buffer_.obj = nullptr;
-    }
-    if (!is_bfloat16(object_.attr("dtype"))) return false;
-    view_.dtype = DType::bf16;
-    return read_buffer(object_.attr("view")(NumPy::get().uint16));
-}
-
 void Array::import_numpy(const char* argument, bool writable) {
     if (is_masked(object_))
         raise(PyExc_TypeError, "%s is a masked array, expected a plain one: its mask would be lost", argument);
-    if (!read_numpy())
+    const std::optional<DType> type = read_numpy(object_, buffer_);
+    if (!type)
         raise(PyExc_TypeError, "%s has dtype %s, %s (astype converts)", argument, text(object_.attr("dtype")).c_str(),
-              accepted);
+              accepted_types);
+    view_.dtype = *type;
     if (writable && buffer_.readonly) raise(PyExc_ValueError, "%s is read-only", argument);
     if (buffer_.ndim > batchnorm::max_rank)
         raise(PyExc_ValueError, "%s has %d axes, expected at most %d", argument, buffer_.ndim, batchnorm::max_rank);
@@ -213,161 +78,220 @@ void Array::import_numpy(const char* argument, bool writable) {
     }
 }
 
-void Array::import_torch(const char* argument) {
-    if (requires_grad(object_, Kind::torch))
-        raise(PyExc_TypeError, "%s requires grad, which this function would lose: pass %s.detach()", argument,
-              argument);
-    if (!nb::cast<bool>(object_.attr("is_cpu")))
-        raise(PyExc_RuntimeError, "%s is on device %s, and this build computes on the CPU alone", argument,
-              text(object_.attr("device")).c_str());
-    const Torch& torch = *Torch::get();
-    const nb::object dtype = object_.attr("dtype");
-    const std::optional<DType> type = native_type(dtype, Kind::torch);
-    if (!type) raise(PyExc_TypeError, "%s has dtype %s, %s (to() converts)", argument, text(dtype).c_str(), accepted);
-    if (const nb::object layout = object_.attr("layout"); !layout.is(torch.strided))
-        raise(PyExc_TypeError, "%s has layout %s, expected torch.strided", argument, text(layout).c_str());
-
-    if (nb::cast<bool>(object_.attr("is_neg")()))
-        raise(PyExc_TypeError, "%s is a negated view, whose memory has the other sign: pass %s.resolve_neg()", argument,
-              argument);
-
-    // Asked one by one: a DLPack capsule takes three times as long.
-    const nb::tuple shape(object_.attr("shape")), strides(object_.attr("stride")());
-    if (shape.size() > static_cast<std::size_t>(batchnorm::max_rank))
-        raise(PyExc_ValueError, "%s has %zu axes, expected at most %d", argument, shape.size(), batchnorm::max_rank);
-    view_.data = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(object_.attr("data_ptr")()));
-    view_.dtype = *type;
-    view_.rank = static_cast<int>(shape.size());
-    for (int d = 0; d < view_.rank; ++d) {
-        view_.shape[d] = nb::cast<std::int64_t>(shape[d]);
-        view_.stride[d] = nb::cast<std::int64_t>(strides[d]) * batchnorm::item_size(view_.dtype);
-    }
+void Array::import_facts(const char* argument, const Place& place, bool writable) {
+    Facts facts;
+    if (kind_ == Kind::torch)
+        read_torch(argument, object_, facts);
+    else
+        ways(kind_).read(argument, object_, place.stream, facts);
+    check_place(argument, kind_, facts.device, place);
+    if (facts.device != on_cpu && !place.on_gpu())
+        if (const char* const why_not = batchnorm::cuda::unavailable_because())
+            raise(PyExc_RuntimeError, "%s is on %s: %s", argument, device_text(facts.device).c_str(), why_not);
+    if (writable && facts.read_only)
+        raise(PyExc_ValueError, "%s is %s, which cannot be written to", argument, name(kind_));
+    view_ = facts.view;
+    device_ = facts.device;
+    owner_ = std::move(facts.owner);
+    if (place.scope) place.scope->touch(object_);
 }
 
-void Array::import(const char* argument, nb::handle object, Kind kind, bool writable) {
+void Array::import(const char* argument, nb::handle object, const Place& place, bool writable) {
     object_ = nb::borrow(object);
     kind_ = kind_of(object);
     if (kind_ == Kind::none)
-        raise(PyExc_TypeError, "%s is %s, expected a NumPy array or a torch tensor (numpy.asarray converts)", argument,
-              type_text(object).c_str());
-    if (kind != Kind::none && kind != kind_)
-        raise(PyExc_TypeError, "%s is %s, expected %s, as x is", argument, name(kind_), name(kind));
-    if (kind_ == Kind::numpy)
+        raise(PyExc_TypeError,
+              "%s is %s, expected a NumPy array, a torch tensor, or a CuPy or JAX array on a GPU (numpy.asarray "
+              "converts)",
+              argument, type_text(object).c_str());
+    if (kind_ == Kind::numpy) {
+        check_place(argument, kind_, on_cpu, place);
         import_numpy(argument, writable);
-    else
-        import_torch(argument);
+    } else {
+        if (place.kind != Kind::none && place.kind != kind_) check_place(argument, kind_, on_cpu, place);
+        import_facts(argument, place, writable);
+    }
+}
+
+void Array::own(nb::object fresh, const std::vector<std::int64_t>& shape, DType dtype, const Place& place) {
+    set_contiguous(view_, shape, dtype);
+    view_.data = ways(place.kind).data(fresh);
+    object_ = std::move(fresh);
+    kind_ = place.kind;
+    device_ = place.device;
+    if (place.scope) place.scope->touch(object_);
 }
 
 // ------------------------------------------------------------------------------------------------------------- kinds
 
-Array Array::tensor(const char* argument, nb::handle object, Kind kind) {
+Array Array::tensor(const char* argument, nb::handle object, const Place& place) {
     Array array;
-    array.import(argument, object, kind, false);
+    array.import(argument, object, place, false);
     return array;
 }
 
-Array Array::output(const char* argument, nb::handle out, const Array& like) {
+Array Array::output(const char* argument, nb::handle out, const Array& like, const Place& place) {
     Array array;
     if (!out.is_none()) {
-        array.import(argument, out, like.kind(), true);
+        array.import(argument, out, place, true);
+        return array;
+    }
+    if (place.on_gpu()) {
+        array.import(argument, ways(place.kind).empty_like(like.object_), place, false);
         return array;
     }
     const nb::object fresh = like.kind() == Kind::numpy ? numpy_output(like.object_, like.view_)
                                                         : torch_output(Torch::get()->module, like.object_, like.view_);
-    array.import(argument, fresh, like.kind(), true);
+    array.import(argument, fresh, place, true);
     return array;
 }
 
-Array Array::param(const char* argument, nb::handle object, Kind kind) {
+Array Array::on_cpu_from(const char* argument, nb::handle object) {
+    Array array;
+    const NumPy& np = NumPy::get();
+    nb::object converted;
+    try {
+        converted = np.asarray(object, np.float64);
+    } catch (nb::python_error&) {
+        raise(PyExc_TypeError, "%s is %s, expected an array, a sequence of numbers or a number", argument,
+              type_text(object).c_str());
+    }
+    array.import(argument, converted, {}, false);
+    array.converted_ = true;
+    return array;
+}
+
+Array Array::param(const char* argument, nb::handle object, const Place& place) {
     Array array;
     if (object.is_none()) return array;
-    const NumPy& np = NumPy::get();
     const Kind own = kind_of(object);
     if (own == Kind::none) {
-        nb::object converted;
-        try {
-            converted = np.asarray(object, np.float64);
-        } catch (nb::python_error&) {
-            raise(PyExc_TypeError, "%s is %s, expected an array, a sequence of numbers or a number", argument,
-                  type_text(object).c_str());
-        }
-        array.import(argument, converted, Kind::numpy, false);
+        Array values = on_cpu_from(argument, object);
+        if (!place.on_gpu()) return values;
+        const Ways& to = ways(place.kind);
+        const batchnorm::View& view = values.view_;
+        if (view.rank == 0)
+            array.own(to.full(*static_cast<const double*>(view.data), place.device), {}, DType::f64, place);
+        else
+            array.own(to.from_numpy(values.object_.attr("copy")(), place.device), {view.shape, view.shape + view.rank},
+                      DType::f64, place);
         array.converted_ = true;
         return array;
     }
-    if (own != kind || is_masked(object)) {
-        array.import(argument, object, kind, false);  // says what is wrong
+    if (own != place.kind || is_masked(object)) {
+        array.import(argument, object, place, false);  // says what is wrong
         return array;
     }
     const nb::object dtype = object.attr("dtype");
-    if (native_type(dtype, own) || requires_grad(object, own)) {
-        array.import(argument, object, kind, false);
+    if (native_type(dtype, own) || (own == Kind::torch && requires_grad(object))) {
+        array.import(argument, object, place, false);
         return array;
     }
     if (!is_float(dtype, own))
         raise(PyExc_TypeError, "%s has dtype %s, expected a float type", argument, text(dtype).c_str());
-    const nb::object converted = own == Kind::torch ? object.attr("double")() : object.attr("astype")(np.float64);
-    array.import(argument, converted, kind, false);
+    nb::object converted;
+    if (own == Kind::numpy)
+        converted = object.attr("astype")(NumPy::get().float64);
+    else
+        converted = ways(own).cast(object, ways(own).dtype("float64"));
+    array.import(argument, converted, place, false);
     array.cast_to_ = dtype;
     return array;
 }
 
-Array Array::weights(nb::handle object, const Array& x) {
+namespace {
+
+[[noreturn]] void refuse_weights(nb::handle dtype) {
+    raise(PyExc_TypeError, "weights has dtype %s, expected real numbers or bools", text(dtype).c_str());
+}
+
+}  // namespace
+
+Array Array::weights(nb::handle object, const Array& x, const Place& place) {
     Array array;
     const NumPy& np = NumPy::get();
     const bool is_double = x.view_.dtype == DType::f64;
     const Kind own = kind_of(object);
-    if (own != Kind::none && own != x.kind_) array.import("weights", object, x.kind_, false);  // says what is wrong
+    if (own != Kind::none && own != place.kind) check_place("weights", own, on_cpu, place);
     if (own != Kind::none && is_masked(object))
         raise(PyExc_TypeError, "weights is a masked array, expected a plain one");
-    nb::object converted;
-    if (own == Kind::torch) {
-        const Torch& torch = *Torch::get();
-        if (nb::cast<bool>(object.attr("is_complex")()))
+    if (own != Kind::none && own != Kind::numpy) {
+        const Ways& of = ways(own);
+        if (own == Kind::torch && nb::cast<bool>(object.attr("is_complex")()))
             raise(PyExc_TypeError, "weights is complex, expected real numbers or bools");
-        converted = object.attr("to")(is_double ? torch.float64 : torch.float32);
-    } else {
-        try {
-            converted = np.asarray(object);
-        } catch (nb::python_error&) {
-            raise(PyExc_TypeError, "weights is %s, expected an array of numbers or bools", type_text(object).c_str());
-        }
-        const std::string kind = text(converted.attr("dtype").attr("kind"));
-        if (kind != "b" && kind != "i" && kind != "u" && !is_float(converted.attr("dtype"), Kind::numpy))
-            raise(PyExc_TypeError, "weights has dtype %s, expected real numbers or bools",
-                  text(converted.attr("dtype")).c_str());
-        converted = np.asarray(converted, is_double ? np.float64_dtype : np.float32_dtype);
+        if (own != Kind::torch && !is_numpy_real(object.attr("dtype"))) refuse_weights(object.attr("dtype"));
+        check_place("weights", own, of.device(object), place);
+        array.import("weights", of.cast(object, of.dtype(is_double ? "float64" : "float32")), place, false);
+        return array;
     }
-    array.import("weights", converted, own == Kind::torch ? Kind::torch : Kind::numpy, false);
+    nb::object converted;
+    try {
+        converted = np.asarray(object);
+    } catch (nb::python_error&) {
+        raise(PyExc_TypeError, "weights is %s, expected an array of numbers or bools", type_text(object).c_str());
+    }
+    if (!is_numpy_real(converted.attr("dtype"))) refuse_weights(converted.attr("dtype"));
+    converted = np.asarray(converted, is_double ? np.float64_dtype : np.float32_dtype);
+    if (place.on_gpu())
+        array.import("weights", ways(place.kind).from_numpy(converted.attr("copy")(), place.device), place, false);
+    else
+        array.import("weights", converted, {}, false);
     return array;
 }
 
-Array Array::fresh(const std::vector<std::int64_t>& shape, DType dtype, Kind kind) {
+Array Array::fresh(const std::vector<std::int64_t>& shape, DType dtype, const Place& place) {
     Array array;
-    array.import("array", numpy_empty(shape, dtype), Kind::numpy, true);
-    array.kind_ = kind;
+    if (place.on_gpu()) {
+        const Ways& of = ways(place.kind);
+        array.own(of.empty(shape, of.dtype(type_name(dtype)), place.device), shape, dtype, place);
+        return array;
+    }
+    array.import("array", numpy_empty(shape, dtype), {}, true);
+    array.kind_ = place.kind;
     return array;
 }
 
-Array Array::statistic(const std::vector<std::int64_t>& shape, Kind kind) { return fresh(shape, DType::f64, kind); }
+Array Array::statistic(const std::vector<std::int64_t>& shape, const Place& place) {
+    return fresh(shape, DType::f64, place);
+}
 
-Array Array::param_grad(const Array& param, const Array& x, const std::vector<std::int64_t>& shape) {
+Array Array::copy(const char* argument, nb::handle object, const Place& place) {
+    Array array = param(argument, object, place);
+    const batchnorm::View& view = array.view_;
+    Array copied;
+    copied.own(ways(place.kind).copy(array.object_), {view.shape, view.shape + view.rank}, DType::f64, place);
+    return copied;
+}
+
+Array Array::bytes(std::int64_t count, const Place& place) {
+    const Ways& of = ways(place.kind);
+    Array array;
+    array.own(of.empty({count}, of.dtype("uint8"), place.device), {}, DType::f64, place);
+    return array;
+}
+
+Array Array::param_grad(const Array& param, const Array& x, const std::vector<std::int64_t>& shape,
+                        const Place& place) {
     // A list or a number has no type of its own.
     const bool typed = param.kind_ != Kind::none && !param.converted_;
     const DType type = typed ? param.view_.dtype : x.view_.dtype;
     if (batchnorm::item_size(type) > 2) {
-        Array array = fresh(shape, type, x.kind_);
+        Array array = fresh(shape, type, place);
         if (typed) array.cast_to_ = param.cast_to_;
         return array;
     }
-    if (!typed) return fresh(shape, DType::f32, x.kind_);
+    if (!typed) return fresh(shape, DType::f32, place);
+    const nb::object dtype = param.object_.attr("dtype");
+    Array array;
+    if (place.on_gpu()) {
+        array.own(ways(place.kind).empty(shape, dtype, place.device), shape, type, place);
+        return array;
+    }
     nb::list sizes;
     for (const std::int64_t size : shape) sizes.append(size);
-    const nb::object dtype = param.object_.attr("dtype");
     const nb::object made = x.kind_ == Kind::torch ? Torch::get()->module.attr("empty")(sizes, nb::arg("dtype") = dtype)
                                                    : NumPy::get().empty(sizes, dtype);
-    Array array;
-    array.import("array", made, x.kind_, true);
+    array.import("array", made, place, true);
     return array;
 }
 
@@ -375,7 +299,7 @@ nb::object Array::object() const {
     nb::object result = object_;
     if (kind_ == Kind::torch && is_numpy(result)) result = Torch::get()->module.attr("from_numpy")(result);
     if (!cast_to_.is_valid()) return result;
-    return kind_ == Kind::torch ? result.attr("to")(cast_to_) : result.attr("astype")(cast_to_);
+    return kind_ == Kind::numpy ? nb::object(result.attr("astype")(cast_to_)) : ways(kind_).cast(result, cast_to_);
 }
 
 batchnorm::MutView Array::mut_view() const {
@@ -390,7 +314,9 @@ batchnorm::MutView Array::mut_view() const {
 
 Array::Array(Array&& other) noexcept
     : object_(std::move(other.object_)),
+      owner_(std::move(other.owner_)),
       kind_(other.kind_),
+      device_(other.device_),
       converted_(other.converted_),
       view_(other.view_),
       buffer_(other.buffer_),
@@ -458,4 +384,30 @@ int parse_threads(nb::handle object) {
     if (threads == -1 && PyErr_Occurred()) throw nb::python_error();
     if (threads < 1 || threads > 65536) raise(PyExc_ValueError, "threads must be from 1 to 65536, got %zd", threads);
     return static_cast<int>(threads);
+}
+
+std::optional<Stream> parse_stream(nb::handle object) {
+    if (object.is_none()) return std::nullopt;
+    nb::object handle = nb::borrow(object);
+    if (nb::hasattr(object, "__cuda_stream__")) {
+        const nb::tuple pair(object.attr("__cuda_stream__")());
+        if (pair.size() != 2 || !PyIndex_Check(nb::object(pair[0]).ptr()) ||
+            !nb::int_(nb::object(pair[0])).equal(nb::int_(0)))
+            raise(PyExc_ValueError, "stream's __cuda_stream__() gives %s, expected (0, handle)",
+                  nb::repr(pair).c_str());
+        handle = pair[1];
+    }
+    if (!PyIndex_Check(handle.ptr()) || PyBool_Check(handle.ptr()))
+        raise(PyExc_TypeError,
+              "stream is %s, expected an int (the value of a cudaStream_t) or an object with "
+              "__cuda_stream__()",
+              type_text(object).c_str());
+    const nb::object index = nb::steal(PyNumber_Index(handle.ptr()));
+    if (!index.is_valid()) throw nb::python_error();
+    const unsigned long long stream = PyLong_AsUnsignedLongLong(index.ptr());
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        raise(PyExc_ValueError, "stream is %s, expected the value of a cudaStream_t", nb::str(index).c_str());
+    }
+    return reinterpret_cast<Stream>(stream);
 }

@@ -24,12 +24,15 @@ nb::object batch_norm_jvp(nb::object tx_, nb::object x_, nb::object saved_, nb::
                           nb::object tbeta_, nb::object out_, nb::object threads) {
     const Saved& saved = as_saved(saved_);
     const Axes axes = parse_axes(saved.axis);
-    const Array x = Array::tensor("x", x_), tx = Array::tensor("tx", tx_, x.kind());
+    const Call call("x", x_, nb::none(), "batch_norm_jvp");
+    const Array& x = call.first();
+    const Place& place = call.place();
+    const Array tx = Array::tensor("tx", tx_, place);
     const Options options = options_of(threads, saved, x);
-    const Array gamma = Array::param("gamma", gamma_, x.kind());
-    const Array tgamma = Array::param("tgamma", tgamma_, x.kind()), tbeta = Array::param("tbeta", tbeta_, x.kind());
-    const Array out = Array::output("out", out_, x);
-    const batchnorm::Stats stats = saved.inputs(x.view());
+    const Array gamma = Array::param("gamma", gamma_, place);
+    const Array tgamma = Array::param("tgamma", tgamma_, place), tbeta = Array::param("tbeta", tbeta_, place);
+    const Array out = Array::output("out", out_, x, place);
+    const batchnorm::Stats stats = saved.inputs(x.view(), place);
     compute([&] {
         return core::batch_norm_jvp(tx.view(), x.view(), axes, stats, gamma.view(), tgamma.view(), tbeta.view(),
                                     out.mut_view(), options);
@@ -42,12 +45,15 @@ nb::tuple batch_norm_double_backward(nb::object ddx_, nb::object dy_, nb::object
                                      nb::object threads) {
     const Saved& saved = as_saved(saved_);
     const Axes axes = parse_axes(saved.axis);
-    const Array x = Array::tensor("x", x_), dy = Array::tensor("dy", dy_, x.kind());
-    const Array ddx = Array::tensor("ddx", ddx_, x.kind());
+    const Call call("x", x_, nb::none(), "batch_norm_double_backward");
+    const Array& x = call.first();
+    const Place& place = call.place();
+    const Array dy = Array::tensor("dy", dy_, place);
+    const Array ddx = Array::tensor("ddx", ddx_, place);
     const Options options = options_of(threads, saved, x);
-    const Array gamma = Array::param("gamma", gamma_, x.kind());
-    const Array ddgamma = Array::param("ddgamma", ddgamma_, x.kind());
-    const Array ddbeta = Array::param("ddbeta", ddbeta_, x.kind());
+    const Array gamma = Array::param("gamma", gamma_, place);
+    const Array ddgamma = Array::param("ddgamma", ddgamma_, place);
+    const Array ddbeta = Array::param("ddbeta", ddbeta_, place);
     nb::object to_dy = nb::none(), to_x = nb::none();
     if (!out.is_none()) {
         if (!nb::isinstance<nb::tuple>(out) || nb::len(out) != 2)
@@ -55,9 +61,9 @@ nb::tuple batch_norm_double_backward(nb::object ddx_, nb::object dy_, nb::object
         to_dy = out[0];
         to_x = out[1];
     }
-    const Array ddy = Array::output("ddy", to_dy, x), dx = Array::output("dx", to_x, x);
-    const Array dgamma = Array::param_grad(gamma, x, kept_shape(x.view(), axes));
-    const batchnorm::Stats stats = saved.inputs(x.view());
+    const Array ddy = Array::output("ddy", to_dy, x, place), dx = Array::output("dx", to_x, x, place);
+    const Array dgamma = Array::param_grad(gamma, x, kept_shape(x.view(), axes), place);
+    const batchnorm::Stats stats = saved.inputs(x.view(), place);
     compute([&] {
         return core::batch_norm_double_backward(ddx.view(), dy.view(), x.view(), axes, stats, gamma.view(),
                                                 ddgamma.view(), ddbeta.view(), ddy.mut_view(), dx.mut_view(),

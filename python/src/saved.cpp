@@ -1,5 +1,6 @@
 #include "saved.hpp"
 
+#include "calls.hpp"
 #include "outputs.hpp"
 
 #include <nanobind/ndarray.h>
@@ -43,7 +44,7 @@ std::vector<double> copy_statistic(const char* argument, nb::handle object, std:
         raise(PyExc_TypeError, "%s is %s, expected an array or a sequence of numbers", argument,
               nb::type_name(object.type()).c_str());
     }
-    const Array imported = Array::tensor(argument, array, Kind::numpy);
+    const Array imported = Array::tensor(argument, array, {});
     const batchnorm::View& view = imported.view();
     const std::vector<std::int64_t> own(view.shape, view.shape + view.rank);
     if (shape)
@@ -65,19 +66,31 @@ nb::object as_array(nb::handle self, std::vector<double>& values) {
     return nb::cast(nb::ndarray<nb::numpy, double>(values.data(), shape.size(), shape.data(), self));
 }
 
+nb::object mean_of(nb::handle self) {
+    Saved& saved = nb::cast<Saved&>(self);
+    return saved.on_gpu ? saved.on_gpu->mean.object() : as_array(self, saved.mean);
+}
+
+nb::object inv_std_of(nb::handle self) {
+    Saved& saved = nb::cast<Saved&>(self);
+    return saved.on_gpu ? saved.on_gpu->inv_std.object() : as_array(self, saved.inv_std);
+}
+
 nb::object count_of(nb::handle self) {
     Saved& saved = nb::cast<Saved&>(self);
+    if (saved.on_gpu && saved.on_gpu->counts) return saved.on_gpu->counts->object();
     if (!saved.counts.empty()) return as_array(self, saved.counts);
     return saved.count > 0 ? nb::object(nb::float_(saved.count)) : nb::none();
 }
 
 nb::object var_of(nb::handle self) {
     Saved& saved = nb::cast<Saved&>(self);
+    if (saved.on_gpu) return saved.on_gpu->var ? saved.on_gpu->var->object() : nb::none();
     return saved.var.size() == saved.mean.size() ? as_array(self, saved.var) : nb::none();
 }
 
 nb::object mask_of(const Saved& saved) {
-    if (saved.mask.is_none() || saved.kind != Kind::torch) return saved.mask;
+    if (saved.mask.is_none() || saved.on_gpu || saved.kind != Kind::torch) return saved.mask;
     return nb::module_::import_("torch").attr("from_numpy")(saved.mask);
 }
 
@@ -92,17 +105,44 @@ nb::object import_mask(nb::handle object) {
     return numpy.attr("ascontiguousarray")(array).attr("reshape")(-1);
 }
 
+nb::object import_mask(nb::handle object, const Place& place) {
+    if (object.is_none()) return nb::none();
+    const Kind kind = kind_of(object);
+    const int device = kind == Kind::none || kind == Kind::numpy ? on_cpu : ways(kind).device(object);
+    if (kind != place.kind || device != place.device)
+        raise(PyExc_ValueError, "mask is on %s, expected %s on %s, as mean is", device_text(device).c_str(),
+              name(place.kind), device_text(place.device).c_str());
+    if (!object.attr("dtype").equal(ways(kind).dtype("uint8")))
+        raise(PyExc_TypeError, "mask has dtype %s, expected uint8, 8 elements to the byte",
+              text(object.attr("dtype")).c_str());
+    return ways(kind).flat(object);
+}
+
+bool is_on_gpu(nb::handle object) {
+    const Kind kind = kind_of(object);
+    return kind != Kind::none && kind != Kind::numpy && ways(kind).device(object) != on_cpu;
+}
+
+std::vector<std::int64_t> shape_of(const Array& array) {
+    return {array.view().shape, array.view().shape + array.view().rank};
+}
+
 }  // namespace
 
-Saved::Saved(const std::vector<std::int64_t>& shape_, nb::object axis_, double count_, bool has_counts, Kind kind_)
-    : mean(size(shape_)),
-      inv_std(mean.size()),
-      var(mean.size()),
-      counts(has_counts ? mean.size() : 0),
-      count(count_),
-      shape(shape_),
-      axis(std::move(axis_)),
-      kind(kind_) {}
+Saved::Saved(const std::vector<std::int64_t>& shape_, nb::object axis_, double count_, bool has_counts,
+             const Place& place)
+    : count(count_), shape(shape_), axis(std::move(axis_)), kind(place.kind) {
+    if (place.on_gpu()) {
+        const auto made = [&] { return Array::statistic(shape, place); };
+        on_gpu.reset(new OnGpu{made(), made(), made(), {}, place.device});
+        if (has_counts) on_gpu->counts.emplace(made());
+        return;
+    }
+    mean.resize(size(shape));
+    inv_std.resize(mean.size());
+    var.resize(mean.size());
+    if (has_counts) counts.resize(mean.size());
+}
 
 Saved::Saved(nb::object mean_, nb::object inv_std_, nb::object var_, nb::object count_, nb::object axis_,
              nb::object group_size_, nb::object activation_, nb::object negative_slope_, nb::object mask_,
@@ -111,48 +151,107 @@ Saved::Saved(nb::object mean_, nb::object inv_std_, nb::object var_, nb::object 
       group_size(parse_group_size(group_size_)),
       activation(parse_activation(activation_)),
       negative_slope(parse_number("negative_slope", negative_slope_)),
-      mask(import_mask(mask_)),
       weights(weights_) {
     parse_axes(axis);
-    mean = copy_statistic("mean", mean_, &shape, {});
-    inv_std = copy_statistic("inv_std", inv_std_, nullptr, shape);
-    if (!var_.is_none()) var = copy_statistic("var", var_, nullptr, shape);
-    if (count_.is_none()) return;
-    if (nb::hasattr(count_, "shape") && nb::len(nb::object(count_.attr("shape"))) > 0) {
-        counts = copy_statistic("count", count_, nullptr, shape);
+    const bool has_counts = is_on_gpu(count_) || (!count_.is_none() && nb::hasattr(count_, "shape") &&
+                                                  nb::len(nb::object(count_.attr("shape"))) > 0);
+    if (is_on_gpu(mean_)) {
+        const Call call("mean", mean_, nb::none());
+        const Place& place = call.place();
+        on_gpu.reset(new OnGpu{
+            Array::copy("mean", mean_, place), Array::copy("inv_std", inv_std_, place), {}, {}, place.device});
+        shape = shape_of(on_gpu->mean);
+        if (!var_.is_none()) on_gpu->var.emplace(Array::copy("var", var_, place));
+        if (has_counts) on_gpu->counts.emplace(Array::copy("count", count_, place));
+        const auto check_shape = [&](const char* argument, const Array& array) {
+            if (shape_of(array) != shape)
+                raise(PyExc_ValueError, "%s has shape %s, expected mean's shape", argument,
+                      text(array.object().attr("shape")).c_str());
+        };
+        check_shape("inv_std", on_gpu->inv_std);
+        if (on_gpu->var) check_shape("var", *on_gpu->var);
+        if (on_gpu->counts) check_shape("count", *on_gpu->counts);
+        kind = place.kind;
+        mask = import_mask(mask_, place);
+    } else {
+        mean = copy_statistic("mean", mean_, &shape, {});
+        inv_std = copy_statistic("inv_std", inv_std_, nullptr, shape);
+        if (!var_.is_none()) var = copy_statistic("var", var_, nullptr, shape);
+        if (has_counts) counts = copy_statistic("count", count_, nullptr, shape);
         for (const double one : counts)
             if (!(one >= 0)) raise(PyExc_ValueError, "count must not be negative, got %g", one);
-        return;
+        mask = import_mask(mask_);
     }
+    if (count_.is_none() || has_counts) return;
     count = parse_number("count", count_);
     if (!(count > 0)) raise(PyExc_ValueError, "count must be positive, got %g", count);
 }
 
+std::uint8_t* Saved::mask_data() const {
+    return on_gpu ? static_cast<std::uint8_t*>(ways(kind).data(mask)) : bytes_of(mask);
+}
+
+void Saved::set_count(double all) {
+    counts.clear();
+    if (on_gpu) on_gpu->counts.reset();
+    count = all;
+}
+
+void Saved::add_counts(const Place& place) {
+    if (on_gpu)
+        on_gpu->counts.emplace(Array::statistic(shape, place));
+    else
+        counts.resize(mean.size());
+}
+
 batchnorm::MutStats Saved::outputs() {
-    batchnorm::MutStats stats{contiguous(mean.data(), shape), contiguous(inv_std.data(), shape),
-                              contiguous(var.data(), shape)};
-    if (!counts.empty()) stats.count = contiguous(counts.data(), shape);
+    batchnorm::MutStats stats;
+    if (on_gpu) {
+        stats = {on_gpu->mean.mut_view(), on_gpu->inv_std.mut_view(), on_gpu->var->mut_view()};
+        if (on_gpu->counts) stats.count = on_gpu->counts->mut_view();
+    } else {
+        stats = {contiguous(mean.data(), shape), contiguous(inv_std.data(), shape), contiguous(var.data(), shape)};
+        if (!counts.empty()) stats.count = contiguous(counts.data(), shape);
+    }
+    if (!mask.is_none()) stats.mask = mask_data();
     return stats;
 }
 
-batchnorm::Stats Saved::inputs(const batchnorm::View& x) const {
-    batchnorm::Stats stats{contiguous(mean.data(), shape), contiguous(inv_std.data(), shape)};
-    if (!counts.empty() || mean.empty())
-        stats.count = contiguous(counts.data(), shape);
-    else if (count > 0)
-        stats.count = batchnorm::view(&count, {});
+batchnorm::Stats Saved::inputs(const batchnorm::View& x, const Place& place) const {
+    const int device = on_gpu ? on_gpu->device : on_cpu;
+    if (device != place.device)
+        raise(PyExc_ValueError, "saved is on %s, expected %s, as x is", device_text(device).c_str(),
+              device_text(place.device).c_str());
+    batchnorm::Stats stats;
+    if (on_gpu) {
+        stats = {on_gpu->mean.view(), on_gpu->inv_std.view()};
+        // One count for all is told by x itself, on which the library does not look at this one.
+        if (on_gpu->counts) stats.count = on_gpu->counts->view();
+        if (kind == place.kind) {
+            place.scope->touch(on_gpu->mean.object());
+            place.scope->touch(on_gpu->inv_std.object());
+            if (on_gpu->counts) place.scope->touch(on_gpu->counts->object());
+        }
+    } else {
+        stats = {contiguous(mean.data(), shape), contiguous(inv_std.data(), shape)};
+        if (!counts.empty() || mean.empty())
+            stats.count = contiguous(counts.data(), shape);
+        else if (count > 0)
+            stats.count = batchnorm::view(&count, {});
+    }
     if (activation == batchnorm::Activation::none || mask.is_none()) return stats;
     batchnorm::Options options;
     options.group_size = group_size;
     std::size_t bytes = 0;
     check(batchnorm::core::mask_bytes(x, parse_axes(axis), options, bytes));
-    const auto own = nb::cast<std::size_t>(mask.attr("nbytes"));
+    const auto own = nb::cast<std::size_t>(mask.attr("shape")[0]);
     if (own != bytes || (!mask_layout.empty() && mask_layout != memory_layout(x)))
         raise(PyExc_ValueError,
               "x has not the shape and strides of forward's x, which saved.mask (%zu bytes) follows: expected that "
               "array, or one laid out like it",
               own);
-    stats.mask = bytes_of(mask);
+    if (on_gpu && kind == place.kind) place.scope->touch(mask);
+    stats.mask = mask_data();
     return stats;
 }
 
@@ -198,8 +297,8 @@ void bind_saved(nb::module_& module) {
     nb::class_<Saved>(module, "Saved",
                       "What forward leaves for backward: the statistics that it used, and its settings.\n\n"
                       "Statistics are float64 arrays of the kept axes' shape, (C,) for one axis, after the groups if\n"
-                      "there is a group_size. It can be made by hand, from values that are copied:\n"
-                      "Saved(mean, inv_std, axis=1).")
+                      "there is a group_size, and on a GPU if x is. It can be made by hand, from values that are\n"
+                      "copied: Saved(mean, inv_std, axis=1).")
         .def(nb::init<nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, nb::object,
                       nb::object, nb::object>(),
              nb::arg("mean"), nb::arg("inv_std"), nb::arg("var").none() = nb::none(),
@@ -207,12 +306,8 @@ void bind_saved(nb::module_& module) {
              nb::arg("group_size").none() = nb::none(), nb::arg("activation").none() = nb::none(),
              nb::arg("negative_slope") = 0.01, nb::arg("mask").none() = nb::none(),
              nb::arg("weights").none() = nb::none())
-        .def_prop_ro(
-            "mean", [](nb::handle self) { return as_array(self, nb::cast<Saved&>(self).mean); },
-            "The mean of each statistic's values.")
-        .def_prop_ro(
-            "inv_std", [](nb::handle self) { return as_array(self, nb::cast<Saved&>(self).inv_std); },
-            "1 / sqrt(var + eps).")
+        .def_prop_ro("mean", &mean_of, "The mean of each statistic's values.")
+        .def_prop_ro("inv_std", &inv_std_of, "1 / sqrt(var + eps).")
         .def_prop_ro("var", &var_of, "The biased variance (divided by count); None if it is not known.")
         .def_prop_ro(
             "count", &count_of,

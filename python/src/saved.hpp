@@ -1,16 +1,26 @@
 // bn.Saved: what forward leaves for backward.
 #pragma once
 
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "arrays.hpp"
 
-// Owns its statistics; Python's arrays of them are made when asked for, which keeps a small call short.
+// Owns its statistics; Python's arrays of them are made when asked for, which keeps a small call short. Those of an
+// array on a GPU are arrays there.
 struct Saved {
+    struct OnGpu {
+        Array mean, inv_std;
+        std::optional<Array> var, counts;
+        int device;
+    };
+
     std::vector<double> mean, inv_std, var;  // var: empty if it is not known
     std::vector<double> counts;              // where each statistic has a count of its own
     double count = 0;                        // else of all; 0: not known
+    std::unique_ptr<OnGpu> on_gpu;           // in the place of the vectors
     std::vector<std::int64_t> shape;
     nb::object axis;
     Kind kind = Kind::numpy;
@@ -22,14 +32,21 @@ struct Saved {
     std::vector<std::int64_t> mask_layout;  // memory_layout of forward's x; empty if it is not known
 
     // For forward to fill. counts: each statistic has a count of its own.
-    Saved(const std::vector<std::int64_t>& shape, nb::object axis, double count, bool counts, Kind kind);
+    Saved(const std::vector<std::int64_t>& shape, nb::object axis, double count, bool counts, const Place& place);
     // By hand.
     Saved(nb::object mean, nb::object inv_std, nb::object var, nb::object count, nb::object axis, nb::object group_size,
           nb::object activation, nb::object negative_slope, nb::object mask, nb::object weights);
 
+    // One count for all, or room for one for each.
+    void set_count(double all);
+    void add_counts(const Place& place);
+
     batchnorm::MutStats outputs();
-    // For a backward over x; a mask that cannot fit x is a ValueError.
-    batchnorm::Stats inputs(const batchnorm::View& x) const;
+    // For a backward over x; a mask that cannot fit x is a ValueError, and so are statistics on another device.
+    batchnorm::Stats inputs(const batchnorm::View& x, const Place& place) const;
+
+  private:
+    std::uint8_t* mask_data() const;
 };
 
 const Saved& as_saved(nb::handle object);

@@ -143,8 +143,10 @@ void exceptions() {
     CHECK(y == std::vector<float>(8));
 
     bn::Status status;
-    status.code = bn::Code::unavailable;
-    check_throws<std::runtime_error>("", [&] { bn::check(status); });
+    for (const bn::Code code : {bn::Code::unavailable, bn::Code::device_error}) {
+        status.code = code;
+        check_throws<std::runtime_error>("", [&] { bn::check(status); });
+    }
     status.code = bn::Code::out_of_memory;
     check_throws<std::bad_alloc>("", [&] { bn::check(status); });
 }

@@ -8,13 +8,16 @@ the number, and how far from it the library's rounding may end, term by term fro
 - half an ulp of the data's type more, where that has 16 bits: y and dx are rounded to it once.
 - 2**-53 for each rounding of what is computed in float64 for each statistic before: 1 / sqrt(var + eps) * gamma.
 - the statistics are float64 sums of n terms, whose roundings add up like a random walk: STATISTICS(n) below.
-  Those of 16-bit data start as float32 sums: what DESIGN promises.
+  Those of 16-bit data start as float32 sums, on a GPU those of float32 data too: what DESIGN promises.
 """
 
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+# Whether the library computes on a GPU.
+on_gpu = False
 
 
 class Value(NamedTuple):
@@ -321,8 +324,9 @@ class _Box:
             self.count = self.sum(self.weights)
         # STATISTICS(n): roundings of n additions in float64, of squares of differences from a pivot that may be four
         # standard deviations from the mean: 1 + 4**2 times the variance.
-        self.statistics = 1e-7 if half else 2.0**-53 * 17 * (8 + np.sqrt(self.values))
-        self.squares = 1e-6 if half else self.statistics  # half of what 1e-6 for inv_std allows
+        float32_runs = half or (on_gpu and x.dtype == np.float32)
+        self.statistics = 1e-7 if float32_runs else 2.0**-53 * 17 * (8 + np.sqrt(self.values))
+        self.squares = 1e-6 if float32_runs else self.statistics  # half of what 1e-6 for inv_std allows
 
     def roundings(self, count):
         return count * self.u + 4 * 2.0**-53

@@ -46,6 +46,7 @@ def good_arguments():
         "negative_slope": 0.01,
         "need_dresidual": False,
         "threads": None,
+        "stream": None,
         **{output: np.full(SHAPE, 7, np.float32) for output in OUTPUTS},
     }
     return arguments

@@ -84,7 +84,7 @@ def test_info():
     available = _core.available_isas()
     assert info["instruction set"] == f"{available[0]} (available: {', '.join(available)})"
     assert info["threads"] == f"1, run by {_core.threading()}"
-    assert info["CUDA"] == "not built"
+    assert info["CUDA"].startswith("not available: ") or bn.cuda.is_available()
 
 
 def test_show_config(capsys):
@@ -93,6 +93,17 @@ def test_show_config(capsys):
     assert info["batchnorm"] == bn.__version__
     assert info["instruction set"].startswith(_core.isa())
     assert info["threads"] == f"{bn.get_num_threads()}, run by {_core.threading()}"
+
+
+def test_cuda():
+    if bn.cuda.is_available():
+        assert bn.cuda.unavailable_because() is None
+        assert all(bn.cuda.device_name(i) for i in range(bn.cuda.device_count()))
+    else:
+        assert bn.cuda.unavailable_because()
+        assert bn.cuda.device_count() == 0
+    with pytest.raises(ValueError, match="device 1000 does not exist: "):
+        bn.cuda.device_name(1000)
 
 
 def test_cmake_dir():

@@ -1,7 +1,8 @@
 // batchnorm/batchnorm.hpp - the functions of <batchnorm/core.hpp>, throwing instead of returning a Status.
 //
 // A failed check throws std::invalid_argument with the status' message, memory that cannot be had std::bad_alloc, and
-// an instruction set that cannot be had std::runtime_error. Nothing was written then.
+// an instruction set that cannot be had std::runtime_error. Nothing was written then. What a device reports is a
+// std::runtime_error too.
 #pragma once
 
 #include <batchnorm/core.hpp>

@@ -1,0 +1,144 @@
+#include "jax.hpp"
+
+#include "numpy.hpp"
+
+using batchnorm::DType;
+
+namespace {
+
+struct Jax {
+    nb::object module, array, numpy;
+
+    static const Jax* get() {
+        static const Jax* jax = nullptr;
+        if (jax) return jax;
+        const nb::object module = imported("jax", {"Array", "numpy", "default_device"});
+        if (module.is_valid()) jax = new Jax{module, module.attr("Array"), module.attr("numpy")};
+        return jax;
+    }
+};
+
+// DLPack's tensor, which starts what a capsule has (https://dmlc.github.io/dlpack).
+struct DLTensor {
+    void* data;
+    std::int32_t device_type, device_id;
+    std::int32_t rank;
+    std::uint8_t type_code, bits;
+    std::uint16_t lanes;
+    std::int64_t *shape, *strides;  // strides: in elements; null: C order
+    std::uint64_t byte_offset;
+};
+
+constexpr int dl_cuda = 2, dl_cuda_managed = 13, dl_float = 2, dl_bfloat = 4;
+
+std::optional<DType> type_of(const DLTensor& tensor) {
+    if (tensor.lanes != 1) return std::nullopt;
+    if (tensor.type_code == dl_bfloat && tensor.bits == 16) return DType::bf16;
+    if (tensor.type_code != dl_float) return std::nullopt;
+    if (tensor.bits == 16) return DType::f16;
+    if (tensor.bits == 32) return DType::f32;
+    return tensor.bits == 64 ? std::optional(DType::f64) : std::nullopt;
+}
+
+// Without enable_x64, JAX makes float32 of float64, silently: statistics would be.
+class JaxScope final : public Scope {
+  public:
+    JaxScope(nb::handle x, std::optional<Stream> wanted) {
+        const nb::object& jax = Jax::get()->module;
+        stream = wanted.value_or(nullptr);
+        if (nb::hasattr(jax, "enable_x64"))
+            entered_.enter(jax.attr("enable_x64")(true));
+        else
+            entered_.enter(nb::module_::import_("jax.experimental").attr("enable_x64")());
+        const nb::object devices(x.attr("devices")());
+        entered_.enter(jax.attr("default_device")(nb::borrow(*nb::iter(devices))));
+    }
+
+  private:
+    Entered entered_;
+};
+
+class JaxWays final : public Ways {
+  public:
+    void read(const char* argument, nb::handle array, Stream stream, Facts& facts) const override {
+        facts.device = device(array);
+        facts.read_only = true;
+        if (facts.device == on_cpu)
+            raise(PyExc_TypeError,
+                  "%s is a JAX array on the CPU, where these functions take NumPy arrays: pass "
+                  "numpy.asarray(%s)",
+                  argument, argument);
+        // DLPack's number of the default stream is 1.
+        const auto number = stream ? reinterpret_cast<std::uintptr_t>(stream) : 1;
+        facts.owner = array.attr("__dlpack__")(nb::arg("stream") = number);
+        const auto* const tensor = static_cast<const DLTensor*>(PyCapsule_GetPointer(facts.owner.ptr(), "dltensor"));
+        if (!tensor) throw nb::python_error();
+        const std::optional<DType> type = type_of(*tensor);
+        if (!type)
+            raise(PyExc_TypeError, "%s has dtype %s, %s (astype converts)", argument, text(array.attr("dtype")).c_str(),
+                  accepted_types);
+        if (tensor->rank > batchnorm::max_rank)
+            raise(PyExc_ValueError, "%s has %d axes, expected at most %d", argument, tensor->rank, batchnorm::max_rank);
+        batchnorm::View& view = facts.view;
+        view.data = static_cast<char*>(tensor->data) + tensor->byte_offset;
+        view.dtype = *type;
+        view.rank = tensor->rank;
+        std::int64_t stride = 1;
+        for (int d = view.rank; d-- > 0; stride *= tensor->shape[d]) {
+            view.shape[d] = tensor->shape[d];
+            view.stride[d] = (tensor->strides ? tensor->strides[d] : stride) * batchnorm::item_size(*type);
+        }
+    }
+    int device(nb::handle array) const override {
+        const nb::tuple device(array.attr("__dlpack_device__")());
+        const int type = nb::cast<int>(nb::int_(nb::object(device[0])));
+        return type == dl_cuda || type == dl_cuda_managed ? nb::cast<int>(nb::int_(nb::object(device[1]))) : on_cpu;
+    }
+    std::unique_ptr<Scope> enter(nb::handle x, int, std::optional<Stream> stream) const override {
+        return std::make_unique<JaxScope>(x, stream);
+    }
+    // JAX fills them, on a stream of its own.
+    nb::object empty(const std::vector<std::int64_t>& shape, nb::handle dtype, int) const override {
+        nb::list sizes;
+        for (const std::int64_t size : shape) sizes.append(size);
+        return jnp().attr("empty")(nb::tuple(sizes), dtype).attr("block_until_ready")();
+    }
+    nb::object empty_like(nb::handle array) const override {
+        return jnp().attr("empty")(array.attr("shape"), array.attr("dtype")).attr("block_until_ready")();
+    }
+    void* data(nb::handle array) const override {
+        return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(array.attr("unsafe_buffer_pointer")()));
+    }
+    nb::object full(double value, int) const override {
+        return jnp().attr("full")(nb::make_tuple(), value, "float64").attr("block_until_ready")();
+    }
+    nb::object from_numpy(nb::handle array, int) const override {
+        return jnp().attr("asarray")(array).attr("block_until_ready")();
+    }
+    nb::object cast(nb::handle array, nb::handle dtype) const override {
+        return array.attr("astype")(dtype).attr("block_until_ready")();
+    }
+    nb::object copy(nb::handle array) const override {
+        return jnp().attr("array")(array, "float64").attr("block_until_ready")();
+    }
+    nb::object flat(nb::handle array) const override { return array.attr("reshape")(-1).attr("block_until_ready")(); }
+    bool waits() const override { return true; }
+
+  private:
+    static const nb::object& jnp() { return Jax::get()->numpy; }
+};
+
+}  // namespace
+
+bool is_jax(nb::handle object) {
+    const Jax* const jax = Jax::get();
+    if (!jax) return false;
+    const int result = PyObject_IsInstance(object.ptr(), jax->array.ptr());
+    if (result < 0) throw nb::python_error();
+    return result == 1;
+}
+
+const Ways& jax_ways() {
+    static const JaxWays ways;
+    return ways;
+}

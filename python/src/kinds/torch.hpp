@@ -1,0 +1,24 @@
+// PyTorch's tensors, on the CPU and on GPUs.
+#pragma once
+
+#include "kind.hpp"
+
+// What is looked up in PyTorch once, after the process has imported it.
+struct Torch {
+    nb::object module, tensor, float32, float64, float16, bfloat16, strided;
+
+    static const Torch* get();
+
+  private:
+    explicit Torch(nb::object torch);
+};
+
+bool is_torch(nb::handle object);
+
+std::optional<batchnorm::DType> torch_type(nb::handle dtype);
+bool requires_grad(nb::handle tensor);
+
+// What its ways' read does, which tensors on the CPU go through too.
+void read_torch(const char* argument, nb::handle tensor, Facts& facts);
+
+const Ways& torch_ways();
