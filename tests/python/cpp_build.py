@@ -53,8 +53,8 @@ def dev(tmp_path_factory):
     return _made["dev"]
 
 
-def ctest(build, **variables):
-    run(tool("ctest"), "--test-dir", build, "--no-tests=error", "--output-on-failure", "-j", JOBS, **variables)
+def ctest(build, *options, **variables):
+    run(tool("ctest"), "--test-dir", build, "--no-tests=error", "--output-on-failure", "-j", JOBS, *options, **variables)
 
 
 def isas():

@@ -32,7 +32,8 @@ def library(tmp_path_factory):
 
 @pytest.mark.parametrize("shared", ["ON", "OFF"])
 def test_install_prefix(library, tmp_path, shared):
-    build = cmake_build(ROOT, library, f"-DBUILD_SHARED_LIBS={shared}", "-DCMAKE_INSTALL_LIBDIR=lib")
+    options = [f"-DBUILD_SHARED_LIBS={shared}", "-DCMAKE_INSTALL_LIBDIR=lib", "-DBATCHNORM_CUDA=OFF"]
+    build = cmake_build(ROOT, library, *options)
     prefix = tmp_path / "prefix"
     run(tool("cmake"), "--install", build, "--prefix", prefix)
     assert (prefix / "lib" / ("libbatchnorm.so" if shared == "ON" else "libbatchnorm.a")).exists()
@@ -42,7 +43,7 @@ def test_install_prefix(library, tmp_path, shared):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="counts glibc's allocations")
 def test_embedded(tmp_path):
     """Built without exceptions, it runs on its own threads and memory and allocates nothing."""
-    engine = cmake_build(CONSUMER / "embedded", tmp_path) / "embedded"
+    engine = cmake_build(CONSUMER / "embedded", tmp_path, "-DBATCHNORM_CUDA=OFF") / "embedded"
     assert "0 allocations" in run(engine)
     planted = subprocess.run([engine, "planted"], capture_output=True, text=True, check=False)
     assert planted.returncode == 1

@@ -50,6 +50,12 @@ def test_sanitizers(tmp_path):
     ctest(cmake_build(ROOT, tmp_path / "build", "--preset", "asan"))
 
 
+def test_emulated_gpu(dev, tmp_path):
+    """The CUDA part, compiled for the CPU."""
+    build = rebuilt(dev, tmp_path / "build", "--preset", "dev", "-DBATCHNORM_CUDA=ON_CPU")
+    ctest(build, "-R", "cuda")
+
+
 @pytest.fixture(scope="module")
 def arm(tmp_path_factory):
     """A static build for 64-bit ARM, whose tests ctest runs under the emulator."""

@@ -50,16 +50,20 @@ __device__ Value merge_block(Value value) {
     return merge_warp(threadIdx.x < block_warps ? of_warps[threadIdx.x] : Value{});
 }
 
-// A moment that was not to be had has an m2 that is NaN; `mends`: of a second try, for those alone.
-__device__ inline void store_slots(const Work& work, const Piece& piece, int64_t c, const Moment& m,
-                                   bool mends = false) {
+// What was not to be had is NaN in slot 1. `mends`: of a second try, for what is NaN alone.
+__device__ inline bool leaves_slot(const Work& work, const Piece& piece, int64_t c, bool mends) {
+    if (!mends) return false;
     const double before = work.slot(1, piece.g, piece.k)[c];
-    if (mends && before == before) return;
+    return before == before;
+}
+__device__ inline void store_slots(const Work& work, const Piece& piece, int64_t c, const Moment& m, bool mends) {
+    if (leaves_slot(work, piece, c, mends)) return;
     work.slot(0, piece.g, piece.k)[c] = m.mean;
     work.slot(1, piece.g, piece.k)[c] = m.m2;
     if (work.weighted) work.slot(2, piece.g, piece.k)[c] = m.n;
 }
-__device__ inline void store_slots(const Work& work, const Piece& piece, int64_t c, const Sums& s, bool = false) {
+__device__ inline void store_slots(const Work& work, const Piece& piece, int64_t c, const Sums& s, bool mends) {
+    if (leaves_slot(work, piece, c, mends)) return;
     work.slot(0, piece.g, piece.k)[c] = s.of_dy;
     work.slot(1, piece.g, piece.k)[c] = s.of_product;
 }
@@ -87,7 +91,7 @@ __device__ void share_columns(const Walk<Pattern::lane, packed>& walk, const Val
 
 // Merges what the threads share: by lane, then the lanes of a statistic; into the slots.
 template <class Value>
-__device__ __noinline__ void merge_columns(const Work& work, const Piece& piece, bool mends = false) {
+__device__ __noinline__ void merge_columns(const Work& work, const Piece& piece, bool mends) {
     auto* const shared = reinterpret_cast<Value*>(shared_memory());
     const unsigned columns = static_cast<unsigned>(work.tile.packs), rows = block_threads / columns,
                    lanes = columns * pack_size;

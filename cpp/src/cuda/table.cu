@@ -188,7 +188,9 @@ bool plan_on_chip(const Work& work, const Device& device, Launch& launch) noexce
 
 Launch plan_pass(const Work& work, bool reduces) noexcept {
     const int64_t all = work.pieces;
-    const int64_t shared = kernels_of(work.box.dtype).reduce_bytes(work.box);
+    const int64_t shared =
+        reduces ? kernels_of(work.box.dtype).reduce_bytes(work.box)
+                : work.tile.packs * pack_size * coefficient_count * static_cast<int64_t>(sizeof(float));
     const int64_t blocks = all < most_blocks ? all : most_blocks;
     return {blocks, shared, {reduces, !reduces, TeamOf::grid, static_cast<unsigned>(blocks), 0, 0}};
 }
@@ -272,6 +274,7 @@ const char* text(cudaError_t error) noexcept {
 const char* unavailable_because() noexcept {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaErrorInsufficientDriver) return "there is no NVIDIA driver, or none as new as this CUDA part";
     if (error != cudaSuccess) return text(error);
     return count > 0 ? nullptr : "no CUDA device";
 }
