@@ -1,5 +1,6 @@
 """The C++ tests: on each instruction set, without OpenMP, under sanitizers and on emulated processors."""
 
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,6 +55,14 @@ def test_emulated_gpu(dev, tmp_path):
     """The CUDA part, compiled for the CPU."""
     build = rebuilt(dev, tmp_path / "build", "--preset", "dev", "-DBATCHNORM_CUDA=ON_CPU")
     ctest(build, "-R", "cuda")
+    # The example of the documentation.
+    [code] = re.findall(r"^```cpp\n(.*?)^```$", (ROOT / "docs" / "cuda.md").read_text(), re.M | re.S)
+    (tmp_path / "example.cpp").write_text(code)
+    libraries = [f"-L{build / 'cpp'}", "-lbatchnorm", "-lbatchnorm_cuda", "-fopenmp", "-ldl"]
+    includes = ["-I", ROOT / "cpp" / "include", "-I", ROOT / "tests" / "cuda_on_cpu"]
+    flags = ["-std=c++20", "-Wall", "-Wextra", *includes, "-o", tmp_path / "example"]
+    run(tool("g++"), tmp_path / "example.cpp", *flags, *libraries)
+    assert run(tmp_path / "example", LD_LIBRARY_PATH=str(build / "cpp")) == "mean 7.855\n"
 
 
 @pytest.fixture(scope="module")

@@ -169,10 +169,13 @@ __device__ bool reduce_moments(const Work& work, const Piece& piece, const Stash
         for (int j = 0; j < batch; ++j) {
             const auto at = walk.at(step + j);
             packs[j] = load_pack<T, packed>(walk.place(x, at));
-            if (stash && at.count > 0) stash.keep(step + j, packs[j]);
             counts[j] = at.count;
             if constexpr (pattern == Pattern::row && !packed) all = all && at.count == pack_size;
         }
+        // Only now: storing the first would wait for it before the others are on their way.
+#pragma unroll
+        for (int j = 0; j < batch; ++j)
+            if (stash && step + j < steps) stash.keep(step + j, packs[j]);
         if constexpr (pattern == Pattern::row) {
             const auto values = [&](int i) { return packs[i / pack_size][i % pack_size]; };
             constexpr int count = batch * pack_size;
@@ -336,17 +339,20 @@ __device__ bool reduce_gradients(const Work& work, const Piece& piece, const Sta
     const Rows dy_rows = walk.rows(role_dy), x_rows = walk.rows(role_x), outputs = walk.rows(role_y);
     const Centres<T, pattern, packed> centres(work, piece, walk);
     Sums sums[in_a_row] = {};
-    for (int step = 0; step < walk.steps(); step += batch) {
+    const int steps = walk.steps();
+    for (int step = 0; step < steps; step += batch) {
         Pack<T> dy_packs[batch], x_packs[batch];
 #pragma unroll
         for (int j = 0; j < batch; ++j) {
             const auto at = walk.at(step + j);
             dy_packs[j] = load_pack<T, packed>(walk.place(dy_rows, at));
             x_packs[j] = load_pack<T, packed>(walk.place(x_rows, at));
-            if (stash_x && at.count > 0) {
-                stash_dy.keep(step + j, dy_packs[j]);
-                stash_x.keep(step + j, x_packs[j]);
-            }
+        }
+#pragma unroll
+        for (int j = 0; j < batch; ++j) {
+            if (!stash_x || step + j >= steps) continue;
+            stash_dy.keep(step + j, dy_packs[j]);
+            stash_x.keep(step + j, x_packs[j]);
         }
         Gradient<T, pattern, packed> packs[batch];
 #pragma unroll
