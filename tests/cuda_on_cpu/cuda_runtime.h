@@ -236,6 +236,8 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     return static_cast<unsigned>(cuda_on_cpu::exchange(cuda_on_cpu::Meeting::ballot, mask, predicate != 0, 0));
 }
 
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(std::uint64_t{a} * b >> 32); }
+
 // Lanes whose source is beyond the warp's ends keep their own value. Widths other than a warp's abort.
 
 template <class T>

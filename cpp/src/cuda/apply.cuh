@@ -56,9 +56,9 @@ class Coefficients {
 template <class T, int operands>
 inline constexpr int apply_packs = sizeof(Pack<T>) * operands >= 64 ? 1 : 64 / (sizeof(Pack<T>) * operands);
 
-template <class T, bool packed>
-__device__ Pack<T> load_or_take(const Stash<T>& stash, int step, const Place& place) {
-    return stash && place.count > 0 ? stash.take(step) : load_pack<T, packed>(place);
+template <class T, class PlaceOf>
+__device__ Pack<T> load_or_take(const Stash<T>& stash, int step, const PlaceOf& place) {
+    return stash && place.count > 0 ? stash.take(step) : load_pack<T>(place);
 }
 
 // y = activation((x - hi) * scale + shift + residual)
@@ -76,7 +76,7 @@ __device__ void normalize(const Work& work, const Piece& piece, const Stash<T>& 
 #pragma unroll
         for (int i = 0; i < pack_size; ++i) v[i] = fused(x[i] - own.at(0, i), own.at(1, i), own.at(2, i));
         if (residuals.exist()) {
-            const Pack<T> residual = load_pack<T, packed>(walk.place(residuals, at));
+            const Pack<T> residual = load_pack<T>(walk.template place<T>(residuals, at));
 #pragma unroll
             for (int i = 0; i < pack_size; ++i) v[i] += residual[i];
         }
@@ -94,14 +94,14 @@ __device__ void normalize(const Work& work, const Piece& piece, const Stash<T>& 
         Pack<T> y;
 #pragma unroll
         for (int i = 0; i < pack_size; ++i) y.set(i, v[i]);
-        store_pack<T, packed>(walk.place(out, at), y);
+        store_pack<T>(walk.template place<T>(out, at), y);
     };
 
     for (int step = 0; step < walk.steps(); step += batch) {
         Pack<T> x[batch];
 #pragma unroll
         for (int j = 0; j < batch; ++j)
-            x[j] = load_or_take<T, packed>(stash, step + j, walk.place(x_rows, walk.at(step + j)));
+            x[j] = load_or_take<T>(stash, step + j, walk.template place<T>(x_rows, walk.at(step + j)));
 #pragma unroll
         for (int j = 0; j < batch; ++j)
             if (const auto at = walk.at(step + j); at.count > 0) write(at, x[j]);
@@ -124,23 +124,29 @@ __device__ void input_grad(const Work& work, const Piece& piece, const Stash<T>&
         if (dresiduals.exist()) {
             Pack<T> dresidual;
 #pragma unroll
-            for (int i = 0; i < pack_size; ++i) dresidual.set(i, pack.dy(work.epilogue, i));
-            store_pack<T, packed>(walk.place(dresiduals, at), dresidual);
+            for (int i = 0; i < pack_size; ++i) dresidual.set(i, pack.dy[i]);
+            store_pack<T>(walk.template place<T>(dresiduals, at), dresidual);
         }
-        Pack<A> w;
-#pragma unroll
-        for (int i = 0; i < pack_size; ++i) w.at[i] = A(1);
-        if (!packed && weights.exist()) w = load_pack<A, packed>(walk.place(weights, at));
-        Pack<T> dx;
+        A rest[pack_size], dy_hi[pack_size];
 #pragma unroll
         for (int i = 0; i < pack_size; ++i) {
-            const A xhat = (pack.x(work.epilogue, i) - own.at(0, i)) * own.at(1, i);
-            const A rest = constant ? own.at(5, i) : fused(own.at(4, i), xhat, own.at(5, i));
-            // An element of weight 0 is left out, whatever x is there.
-            const A weighted = w[i] != 0 ? w[i] * rest : A(0);
-            dx.set(i, fused(own.at(3, i), pack.dy(work.epilogue, i) - w[i] * own.at(2, i), weighted));
+            const A xhat = (pack.x[i] - own.at(0, i)) * own.at(1, i);
+            rest[i] = constant ? own.at(5, i) : fused(own.at(4, i), xhat, own.at(5, i));
+            dy_hi[i] = own.at(2, i);
         }
-        store_pack<T, packed>(walk.place(out, at), dx);
+        if (!packed && weights.exist()) {
+            const Pack<A> w = load_pack<A>(walk.template place<A>(weights, at));
+#pragma unroll
+            for (int i = 0; i < pack_size; ++i) {
+                // An element of weight 0 is left out, whatever x is there.
+                rest[i] = w[i] != 0 ? w[i] * rest[i] : A(0);
+                dy_hi[i] = w[i] * dy_hi[i];
+            }
+        }
+        Pack<T> dx;
+#pragma unroll
+        for (int i = 0; i < pack_size; ++i) dx.set(i, fused(own.at(3, i), pack.dy[i] - dy_hi[i], rest[i]));
+        store_pack<T>(walk.template place<T>(out, at), dx);
     };
 
     for (int step = 0; step < walk.steps(); step += batch) {
@@ -148,8 +154,8 @@ __device__ void input_grad(const Work& work, const Piece& piece, const Stash<T>&
 #pragma unroll
         for (int j = 0; j < batch; ++j) {
             const auto at = walk.at(step + j);
-            dy[j] = load_or_take<T, packed>(stash_dy, step + j, walk.place(dy_rows, at));
-            x[j] = load_or_take<T, packed>(stash_x, step + j, walk.place(x_rows, at));
+            dy[j] = load_or_take<T>(stash_dy, step + j, walk.template place<T>(dy_rows, at));
+            x[j] = load_or_take<T>(stash_x, step + j, walk.template place<T>(x_rows, at));
         }
 #pragma unroll
         for (int j = 0; j < batch; ++j)

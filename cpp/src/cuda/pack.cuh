@@ -46,14 +46,14 @@ __device__ int64_t offset(const Operand& operand, const Level& level, LevelName 
     return odometer(level.size, operand.stride[name], level.rank, index);
 }
 
-// Where a run of elements of an operand is: those at a level's index and on.
+// Where a thread's pack of an operand is: those elements of a row from an index on.
 struct Place {
     char* row;
     const Operand& operand;
     const Level& level;
     LevelName name;
     int64_t first;
-    int count;  // elements of a pack that there are, at most pack_size
+    int count;  // elements of the pack that there are, at most pack_size
 
     __device__ char* at(int i) const { return row + offset<false>(operand, level, name, first + i); }
     template <class T>
@@ -67,48 +67,63 @@ struct Place {
     }
 };
 
-// What is not there is 0. packed: what is there is whole packs, aligned as for a uint4.
-template <class T, bool packed>
+// The same where all packs are whole, and aligned as for a uint4.
+struct PackedPlace {
+    char* first;
+    int count;  // pack_size, or 0
+};
+
+template <class T>
+__device__ Pack<T> load_words(const char* p) {
+    uint4 words[words_of<T>];
+#pragma unroll
+    for (int i = 0; i < words_of<T>; ++i) words[i] = reinterpret_cast<const uint4*>(p)[i];
+    return pack_of<T>(words);
+}
+
+template <class T>
+__device__ void store_words(char* p, const Pack<T>& pack) {
+    uint4 words[words_of<T>];
+    words_from(pack, words);
+#pragma unroll
+    for (int i = 0; i < words_of<T>; ++i) reinterpret_cast<uint4*>(p)[i] = words[i];
+}
+
+// What is not there is 0.
+template <class T>
+__device__ Pack<T> load_pack(const PackedPlace& place) {
+    return place.count > 0 ? load_words<T>(place.first) : Pack<T>{};
+}
+template <class T>
 __device__ Pack<T> load_pack(const Place& place) {
-    if (packed ? place.count > 0 : place.is_whole<T>()) {
-        uint4 words[words_of<T>];
-#pragma unroll
-        for (int i = 0; i < words_of<T>; ++i) words[i] = reinterpret_cast<const uint4*>(place.direct<T>())[i];
-        return pack_of<T>(words);
-    }
+    if (place.is_whole<T>()) return load_words<T>(place.direct<T>());
+    // One load in the code, and no index into registers that is not a constant.
     Pack<T> pack = {};
-    if constexpr (!packed) {
-        // One load in the code, and no index into registers that is not a constant.
 #pragma unroll 1
-        for (int i = 0; i < place.count; ++i) {
-            const T element = load_element<T>(place.at(i));
+    for (int i = 0; i < place.count; ++i) {
+        const T element = load_element<T>(place.at(i));
 #pragma unroll
-            for (int k = 0; k < pack_size; ++k)
-                if (k == i) pack.at[k] = element;
-        }
+        for (int k = 0; k < pack_size; ++k)
+            if (k == i) pack.at[k] = element;
     }
     return pack;
 }
 
 // count is not 0.
-template <class T, bool packed>
+template <class T>
+__device__ void store_pack(const PackedPlace& place, const Pack<T>& pack) {
+    store_words(place.first, pack);
+}
+template <class T>
 __device__ void store_pack(const Place& place, const Pack<T>& pack) {
-    if (packed || place.is_whole<T>()) {
-        uint4 words[words_of<T>];
-        words_from(pack, words);
-#pragma unroll
-        for (int i = 0; i < words_of<T>; ++i) reinterpret_cast<uint4*>(place.direct<T>())[i] = words[i];
-        return;
-    }
-    if constexpr (!packed) {
+    if (place.is_whole<T>()) return store_words(place.direct<T>(), pack);
 #pragma unroll 1
-        for (int i = 0; i < place.count; ++i) {
-            T element = pack.at[0];
+    for (int i = 0; i < place.count; ++i) {
+        T element = pack.at[0];
 #pragma unroll
-            for (int k = 1; k < pack_size; ++k)
-                if (k == i) element = pack.at[k];
-            store_element<T>(place.at(i), element);
-        }
+        for (int k = 1; k < pack_size; ++k)
+            if (k == i) element = pack.at[k];
+        store_element<T>(place.at(i), element);
     }
 }
 

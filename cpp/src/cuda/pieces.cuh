@@ -33,28 +33,28 @@ __device__ Range channels_of(const Work& work, const Piece& piece) {
     return {begin, end < work.box.channels() ? end : work.box.channels()};
 }
 
-// An operand's rows in a piece.
+// An operand's rows in a piece. packed: from the thread's first pack on, and how far apart its steps' rows are.
 struct Rows {
     char* first;
     const Operand& operand;
+    int64_t step;
 
     __device__ bool exist() const { return operand.data != nullptr; }
 };
 
-// How a thread goes through a piece: a pack at each step. packed: all operands have all their packs whole and aligned.
+// How a thread goes through a piece: a pack at each step. packed: all operands have all their packs whole and aligned,
+// and one dimension to each level.
 template <Pattern pattern, bool packed>
 class Walk;
 
 template <bool packed>
 class Walk<Pattern::row, packed> {
   public:
-    __device__ Walk(const Work& work, const Piece& piece)
-        : box_(work.box),
-          piece_(piece),
-          outers_(work.chunks.outer_range(piece.k)),
-          inners_(work.chunks.inner_range(piece.k)) {
-        packs_of_row_ = static_cast<unsigned>((inners_.size() + pack_size - 1) / pack_size);
-        packs_ = static_cast<unsigned>(outers_.size()) * packs_of_row_;
+    __device__ Walk(const Work& work, const Piece& piece) : work_(work), piece_(piece) {
+        const unsigned elements = static_cast<unsigned>(inners().size()), rows = static_cast<unsigned>(outers().size());
+        elements_ = elements;
+        packs_of_row_ = (elements + pack_size - 1) / pack_size;
+        packs_ = rows * packs_of_row_;
         inverse_ = static_cast<unsigned>(((1ull << 32) + packs_of_row_ - 1) / packs_of_row_);
     }
 
@@ -70,61 +70,76 @@ class Walk<Pattern::row, packed> {
         return static_cast<int>((packs_ + block_threads - 1 - threadIdx.x) / block_threads);
     }
 
-    // The pack that this thread takes at a step; of 0 elements where there is none.
+    // The pack that this thread takes at a step, in the chunk; of 0 elements where there is none.
     struct At {
-        int64_t o, i;
+        unsigned row, first;
         int count;
     };
     __device__ At at(int step) const {
         const unsigned pack = static_cast<unsigned>(step) * block_threads + threadIdx.x;
         if (pack >= packs_) return {0, 0, 0};
         // A chunk has so few packs that this is exact.
-        const unsigned row =
-            packs_of_row_ == 1 ? pack : static_cast<unsigned>(static_cast<unsigned long long>(pack) * inverse_ >> 32);
-        const int64_t i = inners_.begin + static_cast<int64_t>(pack - row * packs_of_row_) * pack_size;
-        const int64_t left = inners_.end - i;
-        return {outers_.begin + row, i, packed || left > pack_size ? pack_size : static_cast<int>(left)};
+        const unsigned row = packs_of_row_ == 1 ? pack : __umulhi(pack, inverse_);
+        const unsigned first = (pack - row * packs_of_row_) * pack_size;
+        const unsigned left = elements_ - first;
+        return {row, first, packed || left > pack_size ? pack_size : static_cast<int>(left)};
     }
 
     __device__ Rows rows(Role role) const {
-        const Operand& operand = box_.operand[role];
-        return {operand.data + offset<packed>(operand, box_.level[group], group, piece_.g) +
-                    offset<packed>(operand, box_.level[channel], channel, piece_.unit),
-                operand};
+        const Box& box = work_.box;
+        const Operand& operand = box.operand[role];
+        char* const first = operand.data + offset<packed>(operand, box.level[group], group, piece_.g) +
+                            offset<packed>(operand, box.level[channel], channel, piece_.unit);
+        if constexpr (packed) {
+            const int64_t step = operand.stride[outer][0];
+            return {first + outers().begin * step + inners().begin * operand.unit, operand, step};
+        } else {
+            return {first, operand, 0};
+        }
     }
-    __device__ Place place(const Rows& rows, const At& at) const {
-        return {rows.first + offset<packed>(rows.operand, box_.level[outer], outer, at.o),
-                rows.operand,
-                box_.level[inner],
-                inner,
-                at.i,
-                at.count};
+    template <class T>
+    __device__ auto place(const Rows& rows, const At& at) const {
+        if constexpr (packed) {
+            return PackedPlace{rows.first + at.row * rows.step + at.first * static_cast<int64_t>(sizeof(T)), at.count};
+        } else {
+            const Box& box = work_.box;
+            const int64_t o = outers().begin + at.row;
+            return Place{rows.first + offset<false>(rows.operand, box.level[outer], outer, o),
+                         rows.operand,
+                         box.level[inner],
+                         inner,
+                         inners().begin + at.first,
+                         at.count};
+        }
     }
-    __device__ unsigned char* mask(const At& at) const { return box_.mask_at(piece_.g, at.o, piece_.unit, at.i); }
+    __device__ unsigned char* mask(const At& at) const {
+        return work_.box.mask_at(piece_.g, outers().begin + at.row, piece_.unit, inners().begin + at.first);
+    }
 
     // The channel of each element of the thread's packs: the same for all.
     __device__ int64_t channel_of(int) const { return piece_.unit; }
 
   private:
-    const Box& box_;
-    const Piece piece_;
-    const Range outers_, inners_;
-    unsigned packs_of_row_, packs_, inverse_;
+    __device__ Range outers() const { return work_.chunks.outer_range(piece_.k); }
+    __device__ Range inners() const { return work_.chunks.inner_range(piece_.k); }
+
+    const Work& work_;
+    const Piece& piece_;
+    unsigned elements_, packs_of_row_, packs_, inverse_;
 };
 
 template <bool packed>
 class Walk<Pattern::lane, packed> {
   public:
-    __device__ Walk(const Work& work, const Piece& piece)
-        : box_(work.box), piece_(piece), outers_(work.chunks.outer_range(piece.k)) {
+    __device__ Walk(const Work& work, const Piece& piece) : work_(work), piece_(piece) {
         const Tile& tile = work.tile;
         columns_ = static_cast<unsigned>(tile.packs);
         rows_at_once_ = block_threads / columns_;
         row_ = threadIdx.x / columns_;
         column_ = threadIdx.x % columns_;
-        const int64_t first = piece.unit * tile.lanes, end = first + tile.lanes;
-        lane_ = first + column_ * pack_size;
-        const int64_t left = (end < box_.lanes() ? end : box_.lanes()) - lane_;
+        rows_ = static_cast<unsigned>(outers().size());
+        const int64_t lanes = work.box.lanes(), first = piece.unit * tile.lanes, end = first + tile.lanes;
+        const int64_t left = (end < lanes ? end : lanes) - lane();
         count_ = row_ >= rows_at_once_ || left <= 0 ? 0
                  : packed || left > pack_size       ? pack_size
                                                     : static_cast<int>(left);
@@ -135,35 +150,48 @@ class Walk<Pattern::lane, packed> {
         return (work.chunks.outer_range(0).size() + at_once - 1) / at_once;
     }
     __device__ int steps() const {
-        return count_ > 0 ? static_cast<int>((outers_.size() + rows_at_once_ - 1 - row_) / rows_at_once_) : 0;
+        return count_ > 0 ? static_cast<int>((rows_ + rows_at_once_ - 1 - row_) / rows_at_once_) : 0;
     }
 
     struct At {
-        int64_t o;
+        unsigned step;
         int count;
     };
     __device__ At at(int step) const {
-        const int64_t o = outers_.begin + static_cast<int64_t>(step) * rows_at_once_ + row_;
-        return {o, o < outers_.end ? count_ : 0};
+        const unsigned row = static_cast<unsigned>(step) * rows_at_once_ + row_;
+        return {static_cast<unsigned>(step), row < rows_ ? count_ : 0};
     }
 
     __device__ Rows rows(Role role) const {
-        const Operand& operand = box_.operand[role];
-        return {operand.data + offset<packed>(operand, box_.level[group], group, piece_.g), operand};
+        const Box& box = work_.box;
+        const Operand& operand = box.operand[role];
+        char* const first = operand.data + offset<packed>(operand, box.level[group], group, piece_.g);
+        if constexpr (packed) {
+            const int64_t stride = operand.stride[outer][0];
+            return {first + (outers().begin + row_) * stride + lane() * operand.unit, operand, rows_at_once_ * stride};
+        } else {
+            return {first, operand, 0};
+        }
     }
-    __device__ Place place(const Rows& rows, const At& at) const {
-        return {rows.first + offset<packed>(rows.operand, box_.level[outer], outer, at.o),
-                rows.operand,
-                box_.level[channel],
-                channel,
-                lane_,
-                at.count};
+    template <class T>
+    __device__ auto place(const Rows& rows, const At& at) const {
+        if constexpr (packed) {
+            return PackedPlace{rows.first + at.step * rows.step, at.count};
+        } else {
+            const Box& box = work_.box;
+            return Place{rows.first + offset<false>(rows.operand, box.level[outer], outer, outer_of(at)),
+                         rows.operand,
+                         box.level[channel],
+                         channel,
+                         lane(),
+                         at.count};
+        }
     }
-    __device__ unsigned char* mask(const At& at) const { return box_.mask_at(piece_.g, at.o, 0, lane_); }
+    __device__ unsigned char* mask(const At& at) const { return work_.box.mask_at(piece_.g, outer_of(at), 0, lane()); }
 
     __device__ int64_t channel_of(int i) const {
-        const int64_t lane = lane_ + i;
-        return (lane < box_.lanes() ? lane : box_.lanes() - 1) / box_.plane;
+        const int64_t lane_i = lane() + i, last = work_.box.lanes() - 1;
+        return (lane_i < last ? lane_i : last) / work_.box.plane;
     }
 
     // This thread's place among those of the block.
@@ -173,11 +201,13 @@ class Walk<Pattern::lane, packed> {
     __device__ unsigned rows_at_once() const { return rows_at_once_; }
 
   private:
-    const Box& box_;
-    const Piece piece_;
-    const Range outers_;
-    unsigned columns_, rows_at_once_, row_, column_;
-    int64_t lane_;
+    __device__ Range outers() const { return work_.chunks.outer_range(piece_.k); }
+    __device__ int64_t lane() const { return piece_.unit * work_.tile.lanes + column_ * pack_size; }
+    __device__ int64_t outer_of(const At& at) const { return outers().begin + at.step * rows_at_once_ + row_; }
+
+    const Work& work_;
+    const Piece& piece_;
+    unsigned columns_, rows_at_once_, row_, column_, rows_;
     int count_;
 };
 

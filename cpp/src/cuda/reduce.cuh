@@ -168,7 +168,7 @@ __device__ bool reduce_moments(const Work& work, const Piece& piece, const Stash
 #pragma unroll
         for (int j = 0; j < batch; ++j) {
             const auto at = walk.at(step + j);
-            packs[j] = load_pack<T, packed>(walk.place(x, at));
+            packs[j] = load_pack<T>(walk.template place<T>(x, at));
             counts[j] = at.count;
             if constexpr (pattern == Pattern::row && !packed) all = all && at.count == pack_size;
         }
@@ -177,20 +177,26 @@ __device__ bool reduce_moments(const Work& work, const Piece& piece, const Stash
         for (int j = 0; j < batch; ++j)
             if (stash && step + j < steps) stash.keep(step + j, packs[j]);
         if constexpr (pattern == Pattern::row) {
-            const auto values = [&](int i) { return packs[i / pack_size][i % pack_size]; };
             constexpr int count = batch * pack_size;
-            const Moment own =
-                all ? moment_of<A, count>(values, [](int) { return true; })
-                    : moment_of<A, count>(values, [&](int i) { return i % pack_size < counts[i / pack_size]; });
-            moment = merge(moment, own);
+            A elements[count];
+#pragma unroll
+            for (int i = 0; i < count; ++i) elements[i] = packs[i / pack_size][i % pack_size];
+            const auto values = [&](int i) { return elements[i]; };
+            const auto there = [&](int i) { return i % pack_size < counts[i / pack_size]; };
+            moment = merge(moment, all ? moment_of<A, count>(values, [](int) { return true; })
+                                       : moment_of<A, count>(values, there));
         } else if (all) {
             lanes.add(batch, [&](int i) {
-                return moment_of<A, batch>([&](int j) { return packs[j][i]; }, [](int) { return true; });
+                A elements[batch];
+#pragma unroll
+                for (int j = 0; j < batch; ++j) elements[j] = packs[j][i];
+                return moment_of<A, batch>([&](int j) { return elements[j]; }, [](int) { return true; });
             });
         } else {
 #pragma unroll
             for (int j = 0; j < batch; ++j)
-                if (counts[j] > 0) lanes.add(1, [&](int i) { return Moment{1, static_cast<double>(packs[j][i]), 0}; });
+                if (step + j < steps)
+                    lanes.add(1, [&](int i) { return Moment{1, static_cast<double>(packs[j][i]), 0}; });
         }
     }
     Moment moments[pattern == Pattern::row ? 1 : pack_size];
@@ -215,13 +221,13 @@ __device__ void reduce_weighted_moments(const Work& work, const Piece& piece, co
     for (int step = 0; step < walk.steps(); ++step) {
         const auto at = walk.at(step);
         if (at.count == 0) continue;
-        const Pack<T> x = load_pack<T, packed>(walk.place(x_rows, at));
+        const Pack<T> x = load_pack<T>(walk.template place<T>(x_rows, at));
         if (stash) stash.keep(step, x);
         Pack<A> w;
 #pragma unroll
         for (int i = 0; i < pack_size; ++i) w.at[i] = i < at.count ? A(1) : A(0);
         if (!packed && weights.exist())
-            w = load_pack<A, packed>(walk.place(weights, at));  // 0 where there is no element
+            w = load_pack<A>(walk.template place<A>(weights, at));  // 0 where there is no element
         if constexpr (pattern == Pattern::row) {
             moments[0] = merge(moments[0],
                                weighted_moment_of<pack_size>([&](int i) { return x[i]; }, [&](int i) { return w[i]; }));
@@ -239,45 +245,50 @@ __device__ void reduce_weighted_moments(const Work& work, const Piece& piece, co
 // A pack of dy, as far as the activation let it through, and of x, where that is restored. What let it through is told
 // by the sign of forward's output or by bits.
 template <class T, Pattern pattern, bool packed>
-class Gradient {
-  public:
+struct Gradient {
     using A = Arithmetic<T>;
-    using At = typename Walk<pattern, packed>::At;
+    A dy[pack_size], x[pack_size];
 
-    Gradient() = default;
-    __device__ Gradient(const Work& work, const Walk<pattern, packed>& walk, const Rows& outputs, const At& at,
-                        const Pack<T>& dy, const Pack<T>& x)
-        : dy_(dy), x_(x), count_(at.count) {
-        if (!work.epilogue.activates || at.count == 0) return;
-        if (outputs.exist()) {
-            const Pack<T> y = load_pack<T, packed>(walk.place(outputs, at));
-            through_ = 0;
+    __device__ Gradient(const Work& work, const Walk<pattern, packed>& walk, const Rows& outputs,
+                        const typename Walk<pattern, packed>::At& at, const Pack<T>& dy_pack, const Pack<T>& x_pack) {
 #pragma unroll
-            for (int i = 0; i < pack_size; ++i) through_ |= !(y[i] <= 0) ? 1u << i : 0u;
+        for (int i = 0; i < pack_size; ++i) {
+            dy[i] = dy_pack[i];
+            x[i] = x_pack[i];
+        }
+        if (!work.epilogue.activates) return;
+        unsigned through = 0;
+        if (outputs.exist()) {
+            const Pack<T> y = load_pack<T>(walk.template place<T>(outputs, at));
+#pragma unroll
+            for (int i = 0; i < pack_size; ++i) through |= !(y[i] <= 0) ? 1u << i : 0u;
         } else {
-            through_ = *walk.mask(at);
+            through = *walk.mask(at);
+        }
+        if (work.epilogue.slope == 0) {
+#pragma unroll
+            for (int i = 0; i < pack_size; ++i) dy[i] = through >> i & 1 ? dy[i] : A(0);
+        } else {
+            const A slope = static_cast<A>(work.epilogue.slope);
+            const A back = work.epilogue.restores ? static_cast<A>(1 / work.epilogue.slope) : A(1);
+#pragma unroll
+            for (int i = 0; i < pack_size; ++i) {
+                dy[i] = through >> i & 1 ? dy[i] : dy[i] * slope;
+                x[i] = through >> i & 1 ? x[i] : x[i] * back;
+            }
         }
     }
 
-    __device__ A dy(const Epilogue& epilogue, int i) const {
-        if (through_ >> i & 1) return dy_[i];
-        return epilogue.slope == 0 ? A(0) : dy_[i] * static_cast<A>(epilogue.slope);
+    // x becomes what is to be multiplied with dy.
+    template <class Centres>
+    __device__ void centre(const Work& work, const Centres& centres, int count) {
+#pragma unroll
+        for (int i = 0; i < pack_size; ++i) x[i] = packed || i < count ? x[i] - centres[i] : A(0);
+        if constexpr (!packed) {
+#pragma unroll
+            for (int i = 0; i < pack_size; ++i) x[i] = work.epilogue.zeros_count_nothing && dy[i] == 0 ? A(0) : x[i];
+        }
     }
-    __device__ A x(const Epilogue& epilogue, int i) const {
-        const bool changed = epilogue.restores && !(through_ >> i & 1);
-        return changed ? x_[i] * static_cast<A>(1 / epilogue.slope) : x_[i];
-    }
-    // x less its centre, so far as it is to be multiplied with dy.
-    __device__ A difference(const Epilogue& epilogue, A centre, int i) const {
-        if (!(packed ? count_ > 0 : i < count_)) return 0;
-        if (epilogue.zeros_count_nothing && dy(epilogue, i) == 0) return 0;
-        return x(epilogue, i) - centre;
-    }
-
-  private:
-    Pack<T> dy_, x_;
-    int count_;
-    unsigned through_ = 0xff;
 };
 
 // Whether a sum of products is far from what a float has.
@@ -338,6 +349,10 @@ __device__ bool reduce_gradients(const Work& work, const Piece& piece, const Sta
     const Walk<pattern, packed> walk(work, piece);
     const Rows dy_rows = walk.rows(role_dy), x_rows = walk.rows(role_x), outputs = walk.rows(role_y);
     const Centres<T, pattern, packed> centres(work, piece, walk);
+    const auto add = [](Sums& sum, A dy, A product) {
+        sum.of_dy += static_cast<double>(dy);
+        sum.of_product += fits_run(product) ? static_cast<double>(product) : nan("");
+    };
     Sums sums[in_a_row] = {};
     const int steps = walk.steps();
     for (int step = 0; step < steps; step += batch) {
@@ -345,8 +360,8 @@ __device__ bool reduce_gradients(const Work& work, const Piece& piece, const Sta
 #pragma unroll
         for (int j = 0; j < batch; ++j) {
             const auto at = walk.at(step + j);
-            dy_packs[j] = load_pack<T, packed>(walk.place(dy_rows, at));
-            x_packs[j] = load_pack<T, packed>(walk.place(x_rows, at));
+            dy_packs[j] = load_pack<T>(walk.template place<T>(dy_rows, at));
+            x_packs[j] = load_pack<T>(walk.template place<T>(x_rows, at));
         }
 #pragma unroll
         for (int j = 0; j < batch; ++j) {
@@ -354,29 +369,24 @@ __device__ bool reduce_gradients(const Work& work, const Piece& piece, const Sta
             stash_dy.keep(step + j, dy_packs[j]);
             stash_x.keep(step + j, x_packs[j]);
         }
-        Gradient<T, pattern, packed> packs[batch];
+        A dy_run = 0, product_run = 0;
 #pragma unroll
-        for (int j = 0; j < batch; ++j) packs[j] = {work, walk, outputs, walk.at(step + j), dy_packs[j], x_packs[j]};
-        const auto add = [&](Sums& sum, A dy, A product) {
-            sum.of_dy += static_cast<double>(dy);
-            sum.of_product += fits_run(product) ? static_cast<double>(product) : nan("");
-        };
-        const auto dy = [&](int i) { return packs[i / pack_size].dy(work.epilogue, i % pack_size); };
-        const auto difference = [&](int i) {
-            return packs[i / pack_size].difference(work.epilogue, centres[i % pack_size], i % pack_size);
-        };
-        if constexpr (pattern == Pattern::row) {
-            constexpr int count = batch * pack_size;
-            add(sums[0], pairwise<0, count>(dy), pairwise_products<0, count>(dy, difference));
-        } else {
+        for (int j = 0; j < batch; ++j) {
+            const auto at = walk.at(step + j);
+            if (at.count == 0) break;
+            Gradient<T, pattern, packed> pack(work, walk, outputs, at, dy_packs[j], x_packs[j]);
+            pack.centre(work, centres, at.count);
+            const auto dy = [&](int i) { return pack.dy[i]; };
+            const auto x = [&](int i) { return pack.x[i]; };
+            if constexpr (pattern == Pattern::row) {
+                dy_run += pairwise<0, pack_size>(dy);
+                product_run += pairwise_products<0, pack_size>(dy, x);
+            } else {
 #pragma unroll
-            for (int i = 0; i < pack_size; ++i) {
-                const auto dy_of_lane = [&](int j) { return dy(j * pack_size + i); };
-                const auto difference_of_lane = [&](int j) { return difference(j * pack_size + i); };
-                add(sums[i], pairwise<0, batch>(dy_of_lane),
-                    pairwise_products<0, batch>(dy_of_lane, difference_of_lane));
+                for (int i = 0; i < pack_size; ++i) add(sums[i], dy(i), dy(i) * x(i));
             }
         }
+        if constexpr (pattern == Pattern::row) add(sums[0], dy_run, product_run);
     }
     store_sums<T, pattern, packed>(work, piece, walk, sums, false);
     return !any_is_odd(sums);
@@ -385,7 +395,6 @@ __device__ bool reduce_gradients(const Work& work, const Piece& piece, const Sta
 // In double, to mend what that left.
 template <class T, Pattern pattern, bool packed>
 __device__ void mend_gradients(const Work& work, const Piece& piece) {
-    using A = Arithmetic<T>;
     const Walk<pattern, packed> walk(work, piece);
     const Rows dy_rows = walk.rows(role_dy), x_rows = walk.rows(role_x), outputs = walk.rows(role_y);
     const Centres<T, pattern, packed> centres(work, piece, walk);
@@ -394,15 +403,15 @@ __device__ void mend_gradients(const Work& work, const Piece& piece) {
     for (int step = 0; step < walk.steps(); ++step) {
         const auto at = walk.at(step);
         if (at.count == 0) continue;
-        const Gradient<T, pattern, packed> pack(work, walk, outputs, at, load_pack<T, packed>(walk.place(dy_rows, at)),
-                                                load_pack<T, packed>(walk.place(x_rows, at)));
+        Gradient<T, pattern, packed> pack(work, walk, outputs, at, load_pack<T>(walk.template place<T>(dy_rows, at)),
+                                          load_pack<T>(walk.template place<T>(x_rows, at)));
+        pack.centre(work, centres, at.count);
 #pragma unroll
         for (int i = 0; i < pack_size; ++i) {
             Sums& sum = sums[pattern == Pattern::row ? 0 : i];
-            const double dy = static_cast<double>(pack.dy(work.epilogue, i));
-            const A difference = pack.difference(work.epilogue, centres[i], i);
+            const double dy = static_cast<double>(pack.dy[i]);
             sum.of_dy += dy;
-            sum.of_product = fma(dy, static_cast<double>(difference), sum.of_product);
+            sum.of_product = fma(dy, static_cast<double>(pack.x[i]), sum.of_product);
         }
     }
     store_sums<T, pattern, packed>(work, piece, walk, sums, true);
