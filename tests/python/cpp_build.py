@@ -54,7 +54,9 @@ def dev(tmp_path_factory):
 
 
 def ctest(build, *options, **variables):
-    run(tool("ctest"), "--test-dir", build, "--no-tests=error", "--output-on-failure", "-j", JOBS, *options, **variables)
+    run(
+        tool("ctest"), "--test-dir", build, "--no-tests=error", "--output-on-failure", "-j", JOBS, *options, **variables
+    )
 
 
 def isas():

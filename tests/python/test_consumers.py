@@ -32,8 +32,13 @@ def library(tmp_path_factory):
 
 @pytest.mark.parametrize("shared", ["ON", "OFF"])
 def test_install_prefix(library, tmp_path, shared):
-    options = [f"-DBUILD_SHARED_LIBS={shared}", "-DCMAKE_INSTALL_LIBDIR=lib", "-DBATCHNORM_CUDA=OFF"]
-    build = cmake_build(ROOT, library, *options)
+    options = {
+        "BUILD_SHARED_LIBS": shared,
+        "CMAKE_INSTALL_LIBDIR": "lib",
+        "CMAKE_BUILD_TYPE": "Debug",
+        "BATCHNORM_CUDA": "OFF",
+    }
+    build = cmake_build(ROOT, library, *(f"-D{name}={value}" for name, value in options.items()))
     prefix = tmp_path / "prefix"
     run(tool("cmake"), "--install", build, "--prefix", prefix)
     assert (prefix / "lib" / ("libbatchnorm.so" if shared == "ON" else "libbatchnorm.a")).exists()

@@ -1,4 +1,4 @@
-"""The CUDA part as nvcc compiles it: without warnings, 16 bytes at a time, in registers, and no more kernels than need be."""
+"""The CUDA part as nvcc compiles it: without warnings, 16 bytes at a time, in registers, and not too many kernels."""
 
 import re
 import shutil

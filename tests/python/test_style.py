@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 CXX = sorted(
     path
     for folder in ("cpp", "python/src", "tests", "bench", "examples")
-    for pattern in ("*.cpp", "*.hpp", "*.h", "*.cu")
+    for pattern in ("*.cpp", "*.hpp", "*.h", "*.cu", "*.cuh")
     for path in (ROOT / folder).rglob(pattern)
     if "build" not in path.relative_to(ROOT).parts
 )

@@ -188,9 +188,9 @@ bool plan_on_chip(const Work& work, const Device& device, Launch& launch) noexce
 
 Launch plan_pass(const Work& work, bool reduces) noexcept {
     const int64_t all = work.pieces;
-    const int64_t shared =
-        reduces ? kernels_of(work.box.dtype).reduce_bytes(work.box)
-                : work.tile.packs * pack_size * coefficient_count * static_cast<int64_t>(sizeof(float));
+    const int64_t shared = reduces
+                               ? kernels_of(work.box.dtype).reduce_bytes(work.box)
+                               : work.tile.packs * pack_size * coefficient_count * static_cast<int64_t>(sizeof(float));
     const int64_t blocks = all < most_blocks ? all : most_blocks;
     return {blocks, shared, {reduces, !reduces, TeamOf::grid, static_cast<unsigned>(blocks), 0, 0}};
 }
