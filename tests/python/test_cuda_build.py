@@ -21,7 +21,7 @@ def compiled(tmp_path_factory):
     """{type: PTX} and {(type, target): what the assembler reports}."""
     folder = tmp_path_factory.mktemp("cuda")
     cmake = (SOURCES / "CMakeLists.txt").read_text()
-    flags = ["-std=c++20", "-O3", *re.findall(r"-fmad=false|--expt-relaxed-constexpr", cmake)]
+    flags = ["-std=c++17", "-O3", *re.findall(r"-fmad=false|--expt-relaxed-constexpr", cmake)]
     assert len(flags) == 4
     flags += [f"-I{ROOT / 'cpp/include'}", "-Xcompiler=-Wall,-Wextra", "-Werror=all-warnings"]
 
