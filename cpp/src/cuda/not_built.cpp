@@ -3,7 +3,7 @@
 namespace batchnorm::cuda {
 
 const Table* load(const char*& why_not) noexcept {
-    why_not = "this build has no CUDA part: nvcc was not found when it was built, or BATCHNORM_CUDA was OFF";
+    why_not = "this build has no CUDA part: no nvcc of version 12.8 or newer was found, or BATCHNORM_CUDA was OFF";
     return nullptr;
 }
 
