@@ -149,7 +149,7 @@ def fake_stream():
     return 2
 
 
-def library(name):
+def arrays_of(name):
     """The library of this name, or else the test is skipped."""
     if FAKE:
         import fake_cupy

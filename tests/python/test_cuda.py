@@ -45,12 +45,12 @@ def on_a_gpu(monkeypatch):
 
 @pytest.fixture(params=gpu_arrays.LIBRARIES)
 def lib(request):
-    return gpu_arrays.library(request.param)
+    return gpu_arrays.arrays_of(request.param)
 
 
 @pytest.fixture(params=("torch", "cupy"))
 def writable(request):
-    return gpu_arrays.library(request.param)
+    return gpu_arrays.arrays_of(request.param)
 
 
 def inputs(lib, case=PLAIN, dtype=np.float32, seed=0):
@@ -392,7 +392,7 @@ def test_streams(writable):
 @pytest.mark.skipif(not gpu_arrays.FAKE, reason="the stand-ins alone tell whose memory an array is")
 def test_new_arrays_are_the_stream_s():
     for name in ("torch", "cupy"):
-        lib = gpu_arrays.library(name)
+        lib = gpu_arrays.arrays_of(name)
         x, *_ = inputs(lib)
         stream = lib.new_stream()
         y, saved = bn.batch_norm(x, activation="relu", stream=stream)
@@ -435,7 +435,7 @@ def test_what_is_no_stream(lib):
 
 @pytest.mark.skipif(not gpu_arrays.FAKE, reason="the stand-in alone tells")
 def test_jax_is_waited_for():
-    lib = gpu_arrays.library("jax")
+    lib = gpu_arrays.arrays_of("jax")
     x, *_ = inputs(lib)
     waited_by = lib.module.waited_by
     waited_by.clear()
@@ -502,7 +502,7 @@ def test_devices(lib):
 
 
 def test_a_tensor_on_the_cpu_beside_one_on_the_gpu():
-    lib = gpu_arrays.library("torch")
+    lib = gpu_arrays.arrays_of("torch")
     torch = pytest.importorskip("torch")
     x, dy, hx, _, _ = inputs(lib)
     _, saved = bn.batch_norm(x)
@@ -518,7 +518,7 @@ def test_a_tensor_on_the_cpu_beside_one_on_the_gpu():
 
 
 def test_arrays_that_cannot_be_written_to():
-    lib = gpu_arrays.library("jax")
+    lib = gpu_arrays.arrays_of("jax")
     x, _, hx, _, _ = inputs(lib)
     with pytest.raises(ValueError, match="out is a JAX array, which cannot be written to"):
         bn.batch_norm(x, out=lib.put(hx))

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 NOTHING_THERE = """
 import {fake}, numpy as np
 import batchnorm as bn, gpu_arrays
-x = gpu_arrays.library("{name}").put(np.ones((4, 3), np.float32))
+x = gpu_arrays.arrays_of("{name}").put(np.ones((4, 3), np.float32))
 for function in (bn.batch_norm, bn.moments, lambda x: bn.Saved(x[0], x[0])):
     try:
         function(x)

@@ -112,6 +112,19 @@ __device__ __noinline__ void merge_columns(const Work& work, const Piece& piece,
         store_slots(work, piece, channels.begin + i, shared[i], mends);
 }
 
+// What each thread has found, of its channel or of its pack of lanes, merged and in the piece's slots.
+template <class Value, Pattern pattern, bool packed>
+__device__ void store_merged(const Work& work, const Piece& piece, const Walk<pattern, packed>& walk,
+                             const Value (&values)[pattern == Pattern::row ? 1 : pack_size], bool mends) {
+    if constexpr (pattern == Pattern::row) {
+        const Value merged = merge_block(values[0]);
+        if (threadIdx.x == 0) store_slots(work, piece, piece.unit, merged, mends);
+    } else {
+        share_columns(walk, values);
+        merge_columns<Value>(work, piece, mends);
+    }
+}
+
 // The shared memory that a reduction needs, at its start.
 inline int64_t reduce_bytes(const Box& box) {
     constexpr int64_t size = sizeof(Moment);  // the larger of the two
@@ -119,18 +132,6 @@ inline int64_t reduce_bytes(const Box& box) {
 }
 
 // ---------------------------------------------------------------------------------------------------------- moments
-
-template <class T, Pattern pattern, bool packed>
-__device__ void store_moments(const Work& work, const Piece& piece, const Walk<pattern, packed>& walk,
-                              const Moment (&moments)[pattern == Pattern::row ? 1 : pack_size], bool mends) {
-    if constexpr (pattern == Pattern::row) {
-        const Moment merged = merge_block(moments[0]);
-        if (threadIdx.x == 0) store_slots(work, piece, piece.unit, merged, mends);
-    } else {
-        share_columns(walk, moments);
-        merge_columns<Moment>(work, piece, mends);
-    }
-}
 
 // A pack of lanes' moments, of which all have the same weight behind them.
 struct LaneMoments {
@@ -206,7 +207,7 @@ __device__ bool reduce_moments(const Work& work, const Piece& piece, const Stash
 #pragma unroll
         for (int i = 0; i < pack_size; ++i) moments[i] = {lanes.n, lanes.mean[i], lanes.m2[i]};
     }
-    store_moments<T, pattern, packed>(work, piece, walk, moments, false);
+    store_merged<Moment, pattern, packed>(work, piece, walk, moments, false);
     return !any_is_odd(moments);
 }
 
@@ -237,7 +238,7 @@ __device__ void reduce_weighted_moments(const Work& work, const Piece& piece, co
                 if (w[i] > 0) moments[i] = merge(moments[i], {static_cast<double>(w[i]), static_cast<double>(x[i]), 0});
         }
     }
-    store_moments<T, pattern, packed>(work, piece, walk, moments, mends);
+    store_merged<Moment, pattern, packed>(work, piece, walk, moments, mends);
 }
 
 // --------------------------------------------------------------------------------------------------- gradient sums
@@ -311,18 +312,6 @@ __device__ inline double mean_of(const Work& work, int64_t g, int64_t c) {
     return load_value(from_output ? work.beta : work.mean, work.box, g, c, 0);
 }
 
-template <class T, Pattern pattern, bool packed>
-__device__ void store_sums(const Work& work, const Piece& piece, const Walk<pattern, packed>& walk,
-                           const Sums (&sums)[pattern == Pattern::row ? 1 : pack_size], bool mends) {
-    if constexpr (pattern == Pattern::row) {
-        const Sums merged = merge_block(sums[0]);
-        if (threadIdx.x == 0) store_slots(work, piece, piece.unit, merged, mends);
-    } else {
-        share_columns(walk, sums);
-        merge_columns<Sums>(work, piece, mends);
-    }
-}
-
 // What x's elements are less in gradient sums.
 template <class T, Pattern pattern, bool packed>
 struct Centres {
@@ -388,7 +377,7 @@ __device__ bool reduce_gradients(const Work& work, const Piece& piece, const Sta
         }
         if constexpr (pattern == Pattern::row) add(sums[0], dy_run, product_run);
     }
-    store_sums<T, pattern, packed>(work, piece, walk, sums, false);
+    store_merged<Sums, pattern, packed>(work, piece, walk, sums, false);
     return !any_is_odd(sums);
 }
 
@@ -414,7 +403,7 @@ __device__ void mend_gradients(const Work& work, const Piece& piece) {
             sum.of_product = fma(dy, static_cast<double>(pack.x[i]), sum.of_product);
         }
     }
-    store_sums<T, pattern, packed>(work, piece, walk, sums, true);
+    store_merged<Sums, pattern, packed>(work, piece, walk, sums, true);
 }
 
 }  // namespace batchnorm::cuda
