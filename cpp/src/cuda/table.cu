@@ -104,8 +104,9 @@ Kernel kernel_of(const Work& work) noexcept {
     return (goes_back(work.op) ? kernels.backward : kernels.forward)[is_packed(work)];
 }
 
-cudaError_t allow_shared(Kernel kernel, int64_t bytes) noexcept {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+// As much shared memory as there is: always the same, since other threads may be launching this kernel too.
+cudaError_t allow_shared(Kernel kernel, const Device& device) noexcept {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_of_block);
 }
 
 // As CUDA wants it.
@@ -135,16 +136,21 @@ struct Config {
 
 // Whether all blocks of a team can be on the device at once.
 bool team_fits(Kernel kernel, const Launch& plan, const Device& device) noexcept {
-    if (allow_shared(kernel, plan.shared) != cudaSuccess) return false;
     int fitting = 0;
-    if (plan.pass.team == TeamOf::cluster) {
+    cudaError_t error = allow_shared(kernel, device);
+    if (error == cudaSuccess && plan.pass.team == TeamOf::cluster) {
         const Config config(plan);
-        return cudaOccupancyMaxActiveClusters(&fitting, kernel, &config.config) == cudaSuccess && fitting > 0;
+        error = cudaOccupancyMaxActiveClusters(&fitting, kernel, &config.config);
+    } else if (error == cudaSuccess) {
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fitting, kernel, block_threads,
+                                                              static_cast<std::size_t>(plan.shared));
     }
-    const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fitting, kernel, block_threads,
-                                                                            static_cast<std::size_t>(plan.shared));
-    const int64_t all = static_cast<int64_t>(fitting) * device.multiprocessors;
-    return error == cudaSuccess && (plan.pass.team == TeamOf::block ? fitting > 0 : all >= plan.blocks);
+    if (error != cudaSuccess) {
+        cudaGetLastError();  // nobody else is to find it
+        return false;
+    }
+    return plan.pass.team == TeamOf::grid ? static_cast<int64_t>(fitting) * device.multiprocessors >= plan.blocks
+                                          : fitting > 0;
 }
 
 // How the tensor can be kept on chip between reducing it and applying to it; false if it cannot, or if too few blocks
@@ -195,9 +201,9 @@ Launch plan_pass(const Work& work, bool reduces) noexcept {
     return {blocks, shared, {reduces, !reduces, TeamOf::grid, static_cast<unsigned>(blocks), 0, 0}};
 }
 
-cudaError_t launch_tensor(const Work& work, const Launch& plan, cudaStream_t stream) noexcept {
+cudaError_t launch_tensor(const Work& work, const Launch& plan, const Device& device, cudaStream_t stream) noexcept {
     const Kernel kernel = kernel_of(work);
-    if (const cudaError_t error = allow_shared(kernel, plan.shared)) return error;
+    if (const cudaError_t error = allow_shared(kernel, device)) return error;
     const Config config(plan, stream);
     return cudaLaunchKernelEx(&config.config, kernel, work, plan.pass);
 }
@@ -248,15 +254,15 @@ cudaError_t launch_all(const Work& work, cudaStream_t stream) noexcept {
     if (const cudaError_t error = device.ask()) return error;
     Launch plan;
     if (plan_on_chip(work, device, plan)) {
-        if (const cudaError_t error = launch_tensor(work, plan, stream)) return error;
+        if (const cudaError_t error = launch_tensor(work, plan, device, stream)) return error;
     } else {
         if (reduces(work.op))
-            if (const cudaError_t error = launch_tensor(work, plan_pass(work, true), stream)) return error;
+            if (const cudaError_t error = launch_tensor(work, plan_pass(work, true), device, stream)) return error;
         const int64_t blocks = ceil_div(work.box.statistics(), block_warps);
         if (const cudaError_t error = launch_plain(kernels_of(work.box.dtype).finish, blocks, stream, work))
             return error;
         if (applies(work))
-            if (const cudaError_t error = launch_tensor(work, plan_pass(work, false), stream)) return error;
+            if (const cudaError_t error = launch_tensor(work, plan_pass(work, false), device, stream)) return error;
     }
     if (work.groups == 0 || !goes_back(work.op) || work.op == Op::grad_sums) return cudaSuccess;
     return launch_plain(add_groups, ceil_div(work.box.statistics() / work.groups, block_threads), stream, work);
