@@ -63,6 +63,40 @@ void same_bits_on_all_devices() {
     become(devices[0]);
 }
 
+// The halves, by any plan of the whole.
+void split_calls_have_the_bits_of_fused_ones() {
+    for (const Setup& setup : setups) {
+        Example example(setup);
+        Call call = example.call();
+        for (const Device& device : devices) {
+            become(device);
+            context = text(setup) + " in halves on " + device.multiprocessors + " multiprocessors";
+            const auto written = [&](Op op) {
+                example.reset();
+                CHECK(run(op, call).ok());
+                return example.written();
+            };
+            const std::vector<unsigned char> forward = written(Op::batch_norm);
+            CHECK(run(Op::moments, call).ok());
+            const Tensor mean = example.result[0], m2 = example.result[1], count = example.result[2];
+            call.mean = mean.view();
+            call.m2 = m2.view();
+            call.count = count.view();
+            CHECK(written(Op::normalize) == forward);
+
+            call = example.call();
+            const std::vector<unsigned char> backward = written(Op::batch_norm_backward);
+            CHECK(run(Op::grad_sums, call).ok());
+            const Tensor sum_dy = example.result[0], sum_dy_xmu = example.result[1];
+            call.sum_dy = sum_dy.view();
+            call.sum_dy_xmu = sum_dy_xmu.view();
+            CHECK(written(Op::input_grad) == backward);
+            call = example.call();
+        }
+    }
+    become(devices[0]);
+}
+
 void refusals() {
     Example example({{4, 3, 5}, {1}});
     Call call = example.call();
@@ -114,6 +148,7 @@ void gradients_over_parameters() {
 int main() {
     setenv("BATCHNORM_TEST_DEVICE", "cuda", 1);
     same_bits_on_all_devices();
+    split_calls_have_the_bits_of_fused_ones();
     refusals();
     gradients_over_parameters();
     return report();
