@@ -1,6 +1,8 @@
 // The public functions of cuda.hpp: the same checks and the same box as on the CPU, handed to the CUDA part.
 #include <batchnorm/cuda.hpp>
 
+#include <optional>
+
 #include "arena.hpp"
 #include "cuda/work.hpp"
 #include "functions.hpp"
@@ -98,17 +100,23 @@ void lay_out(Arena& arena, const Problem& problem, Work& work) noexcept {
     for (void*& values : work.coefficients) values = arena.take<char>(n * item_size(arithmetic(work.box.dtype)));
 }
 
-std::size_t measure(const Problem& problem) noexcept {
-    std::size_t most = 0;
-    const Parts parts = problem.parts();
-    for (int i = 0; i < parts.count; ++i) {
-        Arena arena;
-        Work work = work_of(problem, parts.at[i], nullptr);
-        lay_out(arena, problem, work);
-        if (arena.bytes() > most) most = arena.bytes();
+// The work of each part of a problem, without memory, and the workspace that they need.
+struct Works {
+    const Parts parts;
+    std::optional<Work> at[2];
+    std::size_t bytes = 0;
+
+    explicit Works(const Problem& problem) noexcept : parts(problem.parts()) {
+        std::uint8_t* mask = problem.mask;
+        for (int i = 0; i < parts.count; ++i) {
+            at[i].emplace(work_of(problem, parts.at[i], mask));
+            if (mask) mask += at[i]->box.mask_bytes();
+            Arena arena;
+            lay_out(arena, problem, *at[i]);
+            if (arena.bytes() > bytes) bytes = arena.bytes();
+        }
     }
-    return most;
-}
+};
 
 // The CUDA part, where it can compute.
 const Table* available(const char*& why_not) noexcept {
@@ -131,19 +139,14 @@ class Cuda final : public Backend {
         const Table* const table = available(why_not);
         if (!table) return failure(Code::unavailable, "%s: %s", function, why_not);
         const Workspace& workspace = problem.options.workspace;
-        const std::size_t bytes = measure(problem);
-        if (!workspace.data || workspace.bytes < bytes)
+        Works works(problem);
+        if (!workspace.data || workspace.bytes < works.bytes)
             return failure(Code::invalid_value, "%s: workspace has %zu bytes, expected at least %zu", function,
-                           workspace.data ? workspace.bytes : std::size_t{0}, bytes);
-
-        const Parts parts = problem.parts();
-        std::uint8_t* mask = problem.mask;
-        for (int i = 0; i < parts.count; ++i) {
-            Work work = work_of(problem, parts.at[i], mask);
-            if (mask) mask += work.box.mask_bytes();
+                           workspace.data ? workspace.bytes : std::size_t{0}, works.bytes);
+        for (int i = 0; i < works.parts.count; ++i) {
             Arena arena(workspace.data);
-            lay_out(arena, problem, work);
-            if (const char* const error = table->run(work, stream_)) return reported(function, error);
+            lay_out(arena, problem, *works.at[i]);
+            if (const char* const error = table->run(*works.at[i], stream_)) return reported(function, error);
         }
         return {};
     }
@@ -217,7 +220,7 @@ Status workspace_bytes(Op op, const View& x, const Axes& axes, const Options& op
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
     if (valid.empty() && options.group_size > 0) return {};
     const View read = valid.empty() ? functions::one_value_each(x, valid.kept()) : x;
-    bytes = measure({op, valid, options, {&read}});
+    bytes = Works({op, valid, options, {&read}}).bytes;
     return {};
 }
 

@@ -40,6 +40,8 @@ const Setup setups[] = {
     {{600, 130}, {-1}, DType::bf16},
     {{12, 64, 28, 28}, {1}, DType::f16},
     {{300, 8}, {-1}, DType::f64},
+    {{6000, 64}, {-1}},
+    {{2000, 192}, {-1}, DType::bf16},
 };
 
 void same_bits_on_all_devices() {
