@@ -85,10 +85,7 @@ class CuPyWays final : public Ways {
 
 bool is_cupy(nb::handle object) {
     const CuPy* const cupy = CuPy::get();
-    if (!cupy) return false;
-    const int result = PyObject_IsInstance(object.ptr(), cupy->ndarray.ptr());
-    if (result < 0) throw nb::python_error();
-    return result == 1;
+    return cupy && is_instance(object, cupy->ndarray);
 }
 
 const Ways& cupy_ways() {

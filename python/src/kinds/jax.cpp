@@ -132,10 +132,7 @@ class JaxWays final : public Ways {
 
 bool is_jax(nb::handle object) {
     const Jax* const jax = Jax::get();
-    if (!jax) return false;
-    const int result = PyObject_IsInstance(object.ptr(), jax->array.ptr());
-    if (result < 0) throw nb::python_error();
-    return result == 1;
+    return jax && is_instance(object, jax->array);
 }
 
 const Ways& jax_ways() {

@@ -48,6 +48,12 @@ void raise(PyObject* error, const char* format, ...) {
 std::string text(nb::handle object) { return nb::str(object).c_str(); }
 std::string type_text(nb::handle object) { return nb::type_name(object.type()).c_str(); }
 
+bool is_instance(nb::handle object, nb::handle type) {
+    const int result = PyObject_IsInstance(object.ptr(), type.ptr());
+    if (result < 0) throw nb::python_error();
+    return result == 1;
+}
+
 nb::object imported(const char* module, std::initializer_list<const char*> attributes) {
     PyObject* const found = PyDict_GetItemString(PyImport_GetModuleDict(), module);
     if (!found) return {};

@@ -29,6 +29,8 @@ std::string device_text(int device);
 std::string text(nb::handle object);
 std::string type_text(nb::handle object);
 
+bool is_instance(nb::handle object, nb::handle type);
+
 using batchnorm::cuda::Stream;
 
 // An array, as it says itself.

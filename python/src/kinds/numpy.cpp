@@ -17,10 +17,7 @@ NumPy::NumPy() {
 
 bool is_masked(nb::handle array) {
     const NumPy& np = NumPy::get();
-    if (array.type().ptr() == np.ndarray.ptr()) return false;
-    const int result = PyObject_IsInstance(array.ptr(), np.masked_array.ptr());
-    if (result < 0) throw nb::python_error();
-    return result == 1;
+    return array.type().ptr() != np.ndarray.ptr() && is_instance(array, np.masked_array);
 }
 
 namespace {

@@ -21,10 +21,7 @@ const Torch* Torch::get() {
 
 bool is_torch(nb::handle object) {
     const Torch* const torch = Torch::get();
-    if (!torch) return false;
-    const int result = PyObject_IsInstance(object.ptr(), torch->tensor.ptr());
-    if (result < 0) throw nb::python_error();
-    return result == 1;
+    return torch && is_instance(object, torch->tensor);
 }
 
 std::optional<DType> torch_type(nb::handle dtype) {
