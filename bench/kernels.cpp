@@ -1,4 +1,4 @@
-// The kernels alone, on one thread: each instruction set, type, pattern and kernel, on data of three sizes, beside
+// The kernels alone, on one thread: each instruction set, type, pattern and kernel, on data of four sizes, beside
 // reading or copying as many bytes.
 //
 //     bench_kernels [--quick]
@@ -26,7 +26,7 @@ struct Size {
     const char* name;
     std::size_t bytes;  // of each operand
 };
-constexpr Size sizes[] = {{"L1", 8 << 10}, {"L2", 256 << 10}, {"memory", 128 << 20}};
+constexpr Size sizes[] = {{"L1", 8 << 10}, {"L2", 256 << 10}, {"L3", 4 << 20}, {"memory", 128 << 20}};
 
 // Memory at a distance from a page boundary that no other operand has.
 class Operand {
@@ -98,11 +98,18 @@ struct Result {
     int read, written;  // operands
 };
 
-// Per-channel values, one for each lane and as many more as the kernels may read.
+// Per-channel values, one for each lane and as many more as the kernels may read. They start a line, as in the library.
 template <class T>
-std::vector<T> per_channel(double value) {
-    return std::vector<T>(channels + static_cast<std::size_t>(lane_padding), static_cast<T>(value));
-}
+class PerChannel {
+  public:
+    explicit PerChannel(double value) {
+        for (T& one : values_) one = static_cast<T>(value);
+    }
+    const T* data() const { return values_; }
+
+  private:
+    alignas(64) T values_[channels + static_cast<std::size_t>(lane_padding)];
+};
 
 template <class T>
 std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, const Operands& data, std::size_t bytes,
@@ -110,34 +117,36 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
     const std::size_t n = pattern == row ? row_size : channels;
     const auto count = static_cast<std::int64_t>(n), rows = static_cast<std::int64_t>(bytes / sizeof(T) / n);
     const auto stride = static_cast<std::int64_t>(n * sizeof(T));
-    const auto zero = per_channel<T>(0), one = per_channel<T>(1), small = per_channel<T>(0.25);
-    const auto mean = per_channel<double>(0.125);
-    std::vector<double> sums(std::max(n, std::size_t{row_accumulators})), more(sums.size());
+    const PerChannel<T> hi(0.25), inv_std(1), dy_hi(0), a(1), b(0.25), c(0);
+    const PerChannel<double> mean(0.125);
+    alignas(64) double sums[channels] = {}, more[channels] = {};
+    static_assert(channels >= row_accumulators);
 
     std::vector<const void*> x_rows, dy_rows;
     for (std::int64_t row = 0; row < rows; ++row) {
         x_rows.push_back(data.x.data() + row * stride);
         dy_rows.push_back(data.dy.data() + row * stride);
     }
+    bool cached = false;
     const auto run_moments = [&] {
         if (pattern == row)
-            kernels.row_moments({data.x.data(), stride, rows, count, zero.data(), sums.data(), more.data()});
+            kernels.row_moments({data.x.data(), stride, rows, count, hi.data(), sums, more});
         else
-            kernels.lane_moments({x_rows.data(), rows, count, rows, zero.data(), sums.data(), more.data()});
+            kernels.lane_moments({x_rows.data(), rows, count, rows, hi.data(), sums, more});
     };
     const auto run_grad_sums = [&] {
         if (pattern == row)
             kernels.plain.row_grad_sums(
-                {data.dy.data(), stride, data.x.data(), stride, rows, count, mean.data(), sums.data(), more.data()});
+                {data.dy.data(), stride, data.x.data(), stride, rows, count, mean.data(), sums, more});
         else
             kernels.plain.lane_grad_sums(
-                {dy_rows.data(), x_rows.data(), rows, count, rows, mean.data(), sums.data(), more.data()});
+                {dy_rows.data(), x_rows.data(), rows, count, rows, cached, mean.data(), sums, more});
     };
     NormalizeArgs normalize{data.x.data(), stride,     data.out.data(), stride, rows, count,
-                            small.data(),  one.data(), zero.data(),     count,  false};
+                            hi.data(),     a.data(),   c.data(),        count,  false, false};
     InputGradArgs input_grad{data.dy.data(), stride,      data.x.data(), stride,     data.out.data(), stride,
-                             rows,           count,       small.data(),  one.data(), zero.data(),     one.data(),
-                             small.data(),   zero.data(), count,         false};
+                             rows,           count,       hi.data(),     inv_std.data(), dy_hi.data(),    a.data(),
+                             b.data(),       c.data(),    count,         false, false};
     const auto run_normalize = [&] {
         kernels.plain.normalize[pattern](normalize);
         if (normalize.stream) kernels.finish_streams();
@@ -152,6 +161,14 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
         {"normalize", seconds(run_normalize, quick), 1, 1},
         {"input_grad", seconds(run_input_grad, quick), 2, 1},
     };
+    if (pattern == lane) {
+        cached = true;
+        results.push_back({"grad_sums, cached", seconds(run_grad_sums, quick), 2, 0});
+        normalize.across = input_grad.across = true;
+        results.push_back({"normalize, across", seconds(run_normalize, quick), 1, 1});
+        results.push_back({"input_grad, across", seconds(run_input_grad, quick), 2, 1});
+        normalize.across = input_grad.across = false;
+    }
     normalize.stream = input_grad.stream = true;
     results.push_back({"normalize, streaming", seconds(run_normalize, quick), 1, 1});
     results.push_back({"input_grad, streaming", seconds(run_input_grad, quick), 2, 1});

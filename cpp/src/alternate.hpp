@@ -71,9 +71,10 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 if (b >= writes)
                     terms.add(terms.row_args(source, sums[b]));
                 else if (b >= reads)
-                    Apply::write(stages, Apply::args(stages, target, at, stream));
+                    Apply::write(stages, Apply::args(stages, target, at, stream, false));
                 else
-                    both(stages.flavour, terms.row_args(source, sums[b]), Apply::args(stages, target, at, stream));
+                    both(stages.flavour, terms.row_args(source, sums[b]),
+                         Apply::args(stages, target, at, stream, false));
             }
         }
         for (int64_t b = 0; b < reads; ++b) {

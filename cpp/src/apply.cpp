@@ -53,19 +53,22 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
     const Tiles& tiles = memory.tiles;
     const Uses uses(box, Terms::access);
 
-    const auto write = [&](const Span& span, int64_t first) {
+    const auto write = [&](const Span& span, int64_t first, bool across = false) {
         Looked at = {};
         for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * Memory::coefficient_size(box);
-        Terms::write(stages, Terms::args(stages, span, at, streams(stages, span)));
+        Terms::write(stages, Terms::args(stages, span, at, !across && streams(stages, span), across));
     };
     if (box.pattern == Pattern::lane) {
         const Region region{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};
         for_each_span(box, region, uses, tiles, [&](Span span) {
-            if (span.n == box.lanes() && gapless(box, span, uses)) {
+            const bool joined = span.n == box.lanes() && gapless(box, span, uses);
+            // Looking up three values is no more work than that.
+            const bool across = (!joined || coefficients.count > 3) && goes_across(stages, span);
+            if (joined && !across) {
                 span.n *= span.rows;
                 span.rows = 1;
             }
-            write(span, span.first);
+            write(span, span.first, across);
         });
     } else if (inners.size() * unit >= long_row_bytes && box.direct()) {
         // In memory order, the channels of an outer index after each other.

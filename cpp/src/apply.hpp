@@ -16,7 +16,8 @@ struct NormalizeFrom {
                                              from == role_x ? Access::read : Access::none};
     static int coefficients(const Box&) noexcept { return 3; }
 
-    static kernels::NormalizeArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream) noexcept {
+    static kernels::NormalizeArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream,
+                                       bool across) noexcept {
         return {span.data[from],
                 span.stride[from],
                 span.data[role_out],
@@ -28,6 +29,7 @@ struct NormalizeFrom {
                 at[2],
                 stages.box.lanes(),
                 stream,
+                across,
                 stages.epilogue.activates,
                 stages.epilogue.slope,
                 span.data[role_residual],
@@ -53,7 +55,8 @@ struct InputGradOf {
                                              Access::read};
     static int coefficients(const Box& box) noexcept { return box.operand[role_v].data ? 8 : 6; }
 
-    static kernels::InputGradArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream) noexcept {
+    static kernels::InputGradArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream,
+                                       bool across) noexcept {
         constexpr Role x = reads_x ? role_x : role_dy;
         return {span.data[role_dy],
                 span.stride[role_dy],
@@ -71,6 +74,7 @@ struct InputGradOf {
                 at[5],
                 stages.box.lanes(),
                 stream,
+                across,
                 !reads_x,
                 stages.activated(),
                 span.data[role_y],
@@ -111,6 +115,14 @@ inline bool streams(const Stages& stages, const Span& span) noexcept {
         reinterpret_cast<std::uintptr_t>(span.data[role_out]) | static_cast<std::uintptr_t>(span.stride[role_out]);
     if (row_bytes >= 1024) return ends % static_cast<std::uintptr_t>(unit) == 0;
     return ends % 64 == 0 && row_bytes % 64 == 0;
+}
+
+// Whether rows of lanes are written across: where they stay in the caches, and a part of a vector at their ends is
+// small beside the rest.
+inline bool goes_across(const Stages& stages, const Span& span) noexcept {
+    constexpr int64_t line = 64, long_row = 4 * line;
+    const int64_t row_bytes = span.n * item_size(stages.box.dtype);
+    return stages.cached && span.rows > 1 && (row_bytes % line == 0 || row_bytes >= long_row);
 }
 
 }  // namespace batchnorm

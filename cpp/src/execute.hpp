@@ -88,8 +88,8 @@ void each_part(const Problem& problem, PreparedParts& prepared_parts, const kern
         const Plan plan = plan_of(problem, prepared);
         const kernels::TypeKernels& kernels = kernels_of(table, prepared.box.dtype);
         const Stages stages{
-            prepared.box,     prepared.chunks, kernels,    problem.is_full() ? kernels.full : kernels.plain,
-            problem.epilogue, memory,          plan.stream};
+            prepared.box,     prepared.chunks, kernels,     problem.is_full() ? kernels.full : kernels.plain,
+            problem.epilogue, memory,          plan.cached, plan.stream};
         body(Run{stages, plan, prepared.team}, part, totals);
     }
 }

@@ -8,12 +8,15 @@ constexpr int64_t cached_bytes = 4 << 20;
 // Outputs of this size are written past the caches: of calls that only apply, that go over x twice, and over dy as
 // well. The more a call reads, the sooner its output pushes out what it reads again (docs/performance.md).
 constexpr int64_t streamed_bytes[] = {24 << 20, 16 << 20, 8 << 20};
+// What all operands of a call may have together, to stay in the caches that threads share.
+constexpr int64_t shared_cache_bytes = 16 << 20;
 // Work of a task of the two passes, and memory that a block of channels should read in one go.
 constexpr int64_t task_elements = 32768;
 constexpr int64_t contiguous_bytes = 98304;
 
-// Of each row, a task should read so much.
-constexpr int64_t least_row_bytes = 1024;
+// Of each row, a task should read so much; and a thread so much, or its writing takes lines from its neighbour's
+// caches.
+constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
 // Pattern::lane. A block of columns, in L2; and of it, rows of all operands and their coefficients, in L1.
 constexpr int64_t slab_bytes = 1 << 20;
 constexpr int64_t row_bytes_in_l1 = 28 << 10;
@@ -60,7 +63,7 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
     // Columns, all rows of them: if they stay in cache and are long enough in each row. Even parts, as many for each
     // thread.
     const int64_t fitting = min(slab_bytes / (box.outers() * unit * tensors), in_l1);
-    if (reduces && fitting * unit >= least_row_bytes && box.groups() * all * unit >= least_row_bytes * threads) {
+    if (reduces && fitting * unit >= least_row_bytes && box.groups() * all * unit >= least_share_bytes * threads) {
         const int64_t parts = ceil_div(ceil_div(all, fitting), threads) * threads;
         return {Traversal::slabs, blocks_of(ceil_div(all, parts))};
     }
@@ -72,6 +75,7 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more) noexcept {
     Plan plan = box.pattern == Pattern::row ? plan_rows(box, chunks, tensors + more, reduces, threads)
                                             : plan_lanes(box, tensors + more, reduces, threads);
+    plan.cached = box.elements() * item_size(box.dtype) * (tensors + 1 + more) <= shared_cache_bytes;
     plan.stream = box.elements() * item_size(box.dtype) >= streamed_bytes[reduces ? tensors : 0];
     return plan;
 }

@@ -15,7 +15,8 @@ enum class Traversal : std::uint8_t {
 struct Plan {
     Traversal traversal;
     int64_t channel_block;  // channels that one task takes
-    bool stream = false;    // whether outputs are written past the caches
+    bool cached = false;    // whether all operands together stay in the caches
+    bool stream = false;    // whether outputs are written past them
 };
 
 // For a call that reads `tensors` operands, to reduce them or only to apply, on so many threads; and has some `more`

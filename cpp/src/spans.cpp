@@ -38,6 +38,30 @@ auto copy_of(int64_t unit) noexcept { return unit == 2 ? copy<std::uint16_t> : u
 
 }  // namespace
 
+void list_rows(const Box& box, const Operand& operand, const char* from, int64_t first, int64_t step, int64_t rows,
+               const void** at) noexcept {
+    const Level& level = box.level[outer];
+    if (level.rank > 1) {
+        for (int64_t i = 0; i < rows; ++i) at[i] = from + operand.offset(level, outer, first + i * step);
+        return;
+    }
+    const int64_t stride = operand.stride[outer][0];
+    from += first * stride;
+    for (int64_t i = 0; i < rows; ++i, from += step * stride) at[i] = from;
+}
+
+int64_t list_next_rows(const Box& box, const Operand& operand, const char* from, const Region& region, int64_t next,
+                       int64_t step, const void** at) noexcept {
+    constexpr int64_t most = kernels::rows_ahead;
+    const int64_t left = (box.outers() - next) / step, below = left < most ? left : most;
+    list_rows(box, operand, from, next, step, below, at);
+    const Range lanes = region.channels;
+    if (lanes.end + lanes.size() > box.lanes()) return below;
+    const int64_t top = box.outers() < most - below ? box.outers() : most - below;
+    list_rows(box, operand, from + lanes.size() * operand.unit, 0, 1, top, at + below);
+    return below + top;
+}
+
 void pack(const Box& box, const Operand& operand, const char* row, int64_t start, int64_t n, char* packed) noexcept {
     const int64_t unit = operand.unit;
     const auto copy_run = copy_of(unit);

@@ -185,6 +185,14 @@ static_assert(RowLists::most_rows % kernels::half_lane_rows == 0 &&
 // The masks of `rows` rows from the o-th on, one after the other without a gap.
 void pack_mask(const Box& box, int64_t g, int64_t o, int64_t rows, std::uint8_t* packed) noexcept;
 
+// Pointers to `rows` rows, every step-th from the first-th of the outer level on, at whose start `from` points.
+void list_rows(const Box& box, const Operand& operand, const char* from, int64_t first, int64_t step, int64_t rows,
+               const void** at) noexcept;
+// To those that are read after a region's rows up to the next-th: the ones below, then the same lanes' neighbours from
+// the top on. At most rows_ahead; how many.
+int64_t list_next_rows(const Box& box, const Operand& operand, const char* from, const Region& region, int64_t next,
+                       int64_t step, const void** at) noexcept;
+
 // Calls body(batch) for batches that cover a region of Pattern::lane in order, `fold` rows taken as one (the last ones
 // may be fewer, a batch of their own).
 template <class Body>
@@ -221,23 +229,20 @@ void for_each_batch(const Box& box, const Region& region, const Uses& uses, int6
                 const void** at = lists.at[r];
                 batch.at[r] = at;
                 const int64_t first = region.channels.begin + start;
-                const auto row = [&](int64_t i) { return base[r] + operand.offset(box.level[outer], outer, i); };
                 if (in_place[r]) {
-                    for (int64_t i = 0; i < rows; ++i) at[i] = row(o + i * fold) + (operand.uniform ? 0 : first * unit);
-                    // What follows: the next rows, or the same lanes' neighbours from the first row on.
-                    for (int64_t i = rows; i < rows + kernels::rows_ahead && all_in_place; ++i) {
-                        const int64_t next = o + i * fold, right = next + fold > box.outers() ? lanes : 0;
-                        if (region.channels.end + right > box.lanes()) break;
-                        at[i] = row(right > 0 ? next % box.outers() : next) + (first + right) * unit;
-                        batch.listed = i + 1;
-                    }
+                    const char* const from = base[r] + (operand.uniform ? 0 : first * unit);
+                    list_rows(box, operand, from, o, fold, rows, at);
+                    if (all_in_place)
+                        batch.listed =
+                            rows + list_next_rows(box, operand, from, region, o + rows * fold, fold, at + rows);
                     continue;
                 }
                 char* packed = tiles[r];
                 for (int64_t i = 0; i < rows; ++i) {
                     at[i] = packed;
                     for (int64_t f = 0; f < taken; ++f, packed += n * unit)
-                        pack(box, operand, row(o + i * fold + f), first, n, packed);
+                        pack(box, operand, base[r] + operand.offset(box.level[outer], outer, o + i * fold + f), first,
+                             n, packed);
                 }
             }
             for (int64_t i = 0; i < rows && box.mask; ++i) {

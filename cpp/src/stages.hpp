@@ -14,7 +14,7 @@ struct Stages {
     const kernels::FlavourKernels& flavour;
     const Epilogue& epilogue;
     const Memory& memory;
-    bool stream;  // whether outputs are written past the caches
+    bool cached, stream;  // as in Plan
 
     kernels::Activated activated() const noexcept { return {epilogue.activates, epilogue.slope, epilogue.restores}; }
 

@@ -39,7 +39,7 @@ struct Way {
     Pattern pattern;
     int64_t plane, fold;
     Traversal forward, backward;
-    bool stream = false;
+    bool cached[2] = {true, true}, stream[2] = {false, false};  // forward, backward
 };
 
 // Of float32, with two threads.
@@ -55,15 +55,16 @@ void ways() {
              {{301, 127}, {1}, lane, 1, 2, passes, passes},
              {{301, 129}, {1}, lane, 1, 1, passes, passes},
              // Planes.
-             {{9, 333, 2}, {1}, lane, 2, 1, slabs, slabs},
-             {{255, 37, 7, 7}, {1}, lane, 49, 1, slabs, slabs},
+             {{9, 333, 2}, {1}, lane, 2, 1, passes, passes},
+             {{255, 43, 7, 7}, {1}, lane, 49, 1, slabs, slabs},
              {{8, 20, 13, 13}, {1}, lane, 169, 1, slabs, slabs},
-             {{257, 5, 255}, {1}, lane, 255, 1, slabs, slabs},
+             {{257, 9, 255}, {1}, lane, 255, 1, slabs, slabs},
              {{9, 19, 16, 16}, {1}, lane, 256, 1, slabs, slabs},
              {{7, 37, 7, 7}, {1}, row, 1, 1, slabs, slabs},
              {{9, 19, 257}, {1}, row, 1, 1, alternate, alternate},
              // Columns.
-             {{500, 700}, {1}, lane, 1, 1, slabs, slabs},
+             {{500, 700}, {1}, lane, 1, 1, passes, passes},
+             {{500, 2100}, {1}, lane, 1, 1, slabs, slabs},
              {{3001, 131}, {1}, lane, 1, 1, passes, passes},
              // In turns.
              {{9, 37, 29, 31}, {1}, row, 1, 1, alternate, alternate},
@@ -73,13 +74,16 @@ void ways() {
              {{2, 5, 181, 183}, {1}, row, 1, 1, alternate, alternate},
              {{3, 9, 13, 29, 31}, {0, 2}, row, 1, 1, alternate, alternate},
              {{12, 31, 29, 31}, {0, 1}, row, 1, 1, alternate, alternate},
+             // Neither cached nor streamed.
+             {{14001, 131}, {1}, lane, 1, 1, passes, passes, {true, false}},
+             {{101, 530, 7, 7}, {1}, lane, 49, 1, slabs, slabs, {false, false}, {false, true}},
              // Streamed.
-             {{62, 37, 53, 55}, {1}, row, 1, 1, alternate, alternate, true},
-             {{87, 80, 30, 32}, {1}, row, 1, 1, alternate, alternate, true},
-             {{450, 320, 7, 7}, {1}, lane, 49, 1, slabs, slabs, true},
-             {{99201, 67}, {1}, lane, 1, 3, passes, passes, true},
-             {{2170003, 3}, {1}, lane, 1, 85, passes, passes, true},
-             {{3255, 2003}, {1}, lane, 1, 1, passes, passes, true},
+             {{62, 37, 53, 55}, {1}, row, 1, 1, alternate, alternate, {}, {true, true}},
+             {{87, 80, 30, 32}, {1}, row, 1, 1, alternate, alternate, {}, {true, true}},
+             {{450, 320, 7, 7}, {1}, lane, 49, 1, slabs, slabs, {}, {true, true}},
+             {{99201, 67}, {1}, lane, 1, 3, passes, passes, {}, {true, true}},
+             {{2170003, 3}, {1}, lane, 1, 85, passes, passes, {}, {true, true}},
+             {{3255, 2003}, {1}, lane, 1, 1, passes, passes, {}, {true, true}},
          }) {
         const Box box = box_of(way.shape, way.axes, DType::f32);
         const Chunks chunks(box);
@@ -91,7 +95,8 @@ void ways() {
             const Plan plan = make_plan(box, chunks, tensors, true, 2);
             CHECK_DETAIL(plan.traversal == (tensors == 1 ? way.forward : way.backward),
                          traversal_names[static_cast<int>(plan.traversal)]);
-            CHECK(plan.stream == way.stream);
+            CHECK(plan.cached == way.cached[tensors - 1]);
+            CHECK(plan.stream == way.stream[tensors - 1]);
         }
     }
 }

@@ -25,11 +25,11 @@ FOLDED = {
 }
 PLANES = {
     "planes of 2": ((9, 333, 2), 1, None),
-    "planes of 7x7, blocks of 16 channels": ((255, 37, 7, 7), 1, None),
+    "planes of 7x7, blocks of 16 channels": ((255, 43, 7, 7), 1, None),
     "planes of 13x13": ((8, 20, 13, 13), 1, None),
-    "planes of 255": ((257, 5, 255), 1, None),
+    "planes of 255": ((257, 9, 255), 1, None),
     "planes of 16x16": ((9, 19, 16, 16), 1, None),
-    "planes in slabs": ((270, 34, 5, 5), 1, None),
+    "planes in slabs": ((270, 86, 5, 5), 1, None),
     "planes of two kept axes": ((11, 6, 9, 14), (1, 2), None),
     "planes in groups": ((4, 10, 29, 20), (0, 2), None),
     "planes of two kept axes, swapped": ((11, 6, 9, 14), (1, 2), (0, 2, 1, 3)),
@@ -39,8 +39,9 @@ PLANES = {
     "planes of 257": ((9, 19, 257), 1, None),
 }
 COLUMNS = {
-    "NC in slabs": ((500, 700), 1, None),
-    "NC in slabs, a last batch of one row": ((257, 401), 1, None),
+    "NC": ((500, 700), 1, None),
+    "NC in slabs": ((500, 2100), 1, None),
+    "NC in slabs, a last batch of one row": ((257, 2101), 1, None),
     "NC, wide": ((9, 4099), 1, None),
     "NC, long": ((3001, 131), 1, None),
     "NHWC": ((3, 133, 16, 17), 1, (0, 2, 3, 1)),
@@ -58,6 +59,12 @@ IN_TURNS = {
     "instances": ((12, 31, 29, 31), (0, 1), None),
     "rows of one turn": ((17, 61, 256), (1,), (0, 1, 2)),
 }
+# All operands together are more than the caches hold, in backward or forward, and the output not yet so large that it
+# goes past them.
+UNCACHED = {
+    "uncached NC": ((14001, 131), 1, None),
+    "uncached planes": ((101, 530, 7, 7), 1, None),
+}
 # Outputs of more than 24 MB.
 STREAMED = {
     "streamed rows": ((62, 37, 53, 55), 1, None),
@@ -70,7 +77,7 @@ STREAMED = {
 # Per-channel work that is worth several threads.
 WIDE = {"coefficients": ((3, 70001), 1, None), "merges of 9 chunks": ((1025, 7301), 1, None)}
 SMALL = FOLDED | PLANES | COLUMNS
-ALL = SMALL | IN_TURNS
+ALL = SMALL | IN_TURNS | UNCACHED
 
 DTYPES = (np.float32, np.float64)
 

@@ -100,8 +100,8 @@ inline bool only_masks(const LaneGradSumsArgs& args) {
 
 template <class T, Pattern pattern, template <class, Pattern, Flavour> class Writer>
 void write_full(const typename Writer<T, pattern, Flavour::full>::Args& args) noexcept {
-    only_masks(args) ? write_rows<Writer<T, pattern, Flavour::masked>>(args)
-                     : write_rows<Writer<T, pattern, Flavour::full>>(args);
+    only_masks(args) ? write_cached<Writer<T, pattern, Flavour::masked>, pattern>(args)
+                     : write_cached<Writer<T, pattern, Flavour::full>, pattern>(args);
 }
 
 // Backward through relu by its mask, whose first bit for dy is the bit-th.

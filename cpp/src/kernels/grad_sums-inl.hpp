@@ -64,10 +64,10 @@ void grad_sums_row(const RowGradSumsArgs& args) noexcept {
     sums.store();
 }
 
-template <class T, Flavour flavour>
-void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
-    // Two operands, and L1 should hold a block. The rest as in moments_lane.
-    constexpr int block = is_half<T> ? 8 : 4, run = 4, width = Vec<Run<T>>::width;
+template <class T, Flavour flavour, bool cached>
+void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
+    // Two operands, and L1 should hold a block that is fetched ahead. The rest as in moments_lane.
+    constexpr int block = is_half<T> ? 8 : cached ? 16 : 4, run = is_half<T> ? 4 : block, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
@@ -82,7 +82,11 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
         for_each_column<width>(args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
             constexpr int vectors = decltype(count)::value;
             constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
-            const char *const dy_fetched = dy_ahead.take(block * bytes), *const x_fetched = x_ahead.take(block * bytes);
+            const char *const dy_fetched = cached ? nullptr : dy_ahead.take(block * bytes), *const x_fetched =
+                                                                                                cached ? nullptr
+                                                                                                       : x_ahead.take(
+                                                                                                             block *
+                                                                                                             bytes);
             Vec<Run<T>> mean[vectors];
             for (int v = 0; v < vectors; ++v) mean[v] = Vec<Run<T>>::load(means + i + v * width, left...);
             for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
@@ -91,8 +95,10 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
                     sums[v] = begin_run<T>({args.sum_dy + i + v * width, args.sum_dy_xmu + i + v * width}, left...);
                 for (int r = begin; r < end; ++r) {
                     const GradientRow<T> at = row_of(row + r);
-                    prefetch(dy_fetched + r * bytes);
-                    prefetch(x_fetched + r * bytes);
+                    if (!cached) {
+                        prefetch(dy_fetched + r * bytes);
+                        prefetch(x_fetched + r * bytes);
+                    }
                     for (int v = 0; v < vectors; ++v)
                         add_gradients<flavour>(args, at, mean[v], sums[v], i + v * width, left...);
                 }
@@ -108,6 +114,14 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
             });
         });
     });
+}
+
+template <class T, Flavour flavour>
+void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
+    // The full flavour has too much else to do.
+    if constexpr (flavour != Flavour::full)
+        if (args.cached) return grad_sums_lane_of<T, flavour, true>(args);
+    grad_sums_lane_of<T, flavour, false>(args);
 }
 
 template <class T>

@@ -20,42 +20,27 @@ class InputGradient {
 
     const T* out(int64_t row) const { return row_at<T>(args_.dx, args_.dx_stride, row); }
 
-    // As Normalizer::write.
+    // As Normalizer's.
     [[gnu::always_inline]] void write(int64_t row, int64_t begin, int64_t end) const {
-        const T* dy = row_at<T>(args_.dy, args_.dy_stride, row) + begin;
-        const T* x = row_at<T>(args_.x, args_.x_stride, row) + begin;
-        const More more(args_, row, begin);
-        const Row dx{row_at<T>(args_.dx, args_.dx_stride, row) + begin, args_.stream};
+        const Place place(args_, row, begin);
         const bool goes_on = row + row_distance < args_.rows;
-        const auto value_of = [&](Vec<A> gradient, Vec<A> input, int64_t i, int64_t channel,
-                                  auto... left) __attribute__((always_inline)) {
-            more.pass_back(gradient, input, i, left...);
-            const Vec<A> xhat = (input - hi_.at(channel, left...)) * inv_std_.at(channel, left...);
-            Vec<A> dy_hi = dy_hi_.at(channel, left...);
-            Vec<A> rest = fma(b_.at(channel, left...), xhat, c_.at(channel, left...));
-            if (flavour == Flavour::full && args_.ignores_x) rest = c_.at(channel, left...);
-            more.weigh(dy_hi, rest, i, left...);
-            more.add(rest, i, channel, left...);
-            return fma(a_.at(channel, left...), gradient - dy_hi, rest);
-        };
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (goes_on) {
-                prefetch(reinterpret_cast<const char*>(dy + i) + args_.dy_stride * row_distance);
-                prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
+                prefetch(reinterpret_cast<const char*>(place.dy + i) + args_.dy_stride * row_distance);
+                prefetch(reinterpret_cast<const char*>(place.x + i) + args_.x_stride * row_distance);
             }
-            if constexpr (Row::in_twos) {
-                if constexpr (sizeof...(left) == 0) {
-                    constexpr int width = Row::width;
-                    Vec<A> dy_a, dy_b, x_a, x_b;
-                    load_two(dy + i, dy_a, dy_b);
-                    load_two(x + i, x_a, x_b);
-                    dx.write(value_of(dy_a, x_a, i, channel), value_of(dy_b, x_b, i + width, channel + width), i);
-                    return;
-                }
-            }
-            dx.write(value_of(load(dy + i, left...), load(x + i, left...), i, channel, left...), i, left...);
+            write_vectors(place, look_up(channel, left...), i, channel, left...);
         };
-        for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, dx.head(end - begin), args_.period, step);
+        for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, place.dx.head(end - begin), args_.period,
+                                                             step);
+    }
+    [[gnu::always_inline]] void write_across(int64_t row, int64_t rows) const {
+        const InputGradArgs args = args_;  // which is not in memory that the rows may overwrite
+        const auto step = [&](int64_t i, int64_t, auto... left) __attribute__((always_inline)) {
+            const auto looked = look_up(i, left...);
+            for (int64_t r = row; r < row + rows; ++r) write_vectors(Place(args, r, 0), looked, i, i, left...);
+        };
+        for_each_vector<Row::width, Row::in_step, Row::in_step>(args.n, 0, args.n, step);
     }
 
   private:
@@ -110,6 +95,62 @@ class InputGradient {
             rest = fma(PerChannel<A, pattern>(args.d).at(channel, left...), difference, rest);
         }
     };
+
+    // A row from its begin-th element on.
+    struct Place {
+        const T *dy, *x;
+        const Row dx;
+        const More more;
+
+        Place(const InputGradArgs& args, int64_t row, int64_t begin)
+            : dy(row_at<T>(args.dy, args.dy_stride, row) + begin),
+              x(row_at<T>(args.x, args.x_stride, row) + begin),
+              dx{row_at<T>(args.dx, args.dx_stride, row) + begin, args.stream},
+              more(args, row, begin) {}
+    };
+
+    template <int vectors>
+    struct Looked {
+        Vec<A> hi[vectors], inv_std[vectors], dy_hi[vectors], a[vectors], b[vectors], c[vectors];
+    };
+    template <class... Left>
+    auto look_up(int64_t channel, Left... left) const {
+        constexpr int vectors = Row::template vectors<Left...>;
+        Looked<vectors> looked;
+        for (int v = 0; v < vectors; ++v) {
+            const int64_t at = channel + v * Row::width;
+            looked.hi[v] = hi_.at(at, left...);
+            looked.inv_std[v] = inv_std_.at(at, left...);
+            looked.dy_hi[v] = dy_hi_.at(at, left...);
+            looked.a[v] = a_.at(at, left...);
+            looked.b[v] = b_.at(at, left...);
+            looked.c[v] = c_.at(at, left...);
+        }
+        return looked;
+    }
+
+    template <int vectors, class... Left>
+    [[gnu::always_inline]] void write_vectors(const Place& place, const Looked<vectors>& looked, int64_t i,
+                                              int64_t channel, Left... left) const {
+        const auto value_of = [&](Vec<A> dy, Vec<A> x, int v) __attribute__((always_inline)) {
+            const int64_t at = i + v * Row::width;
+            place.more.pass_back(dy, x, at, left...);
+            const Vec<A> xhat = (x - looked.hi[v]) * looked.inv_std[v];
+            Vec<A> dy_hi = looked.dy_hi[v], rest = fma(looked.b[v], xhat, looked.c[v]);
+            if (flavour == Flavour::full && args_.ignores_x) rest = looked.c[v];
+            place.more.weigh(dy_hi, rest, at, left...);
+            place.more.add(rest, at, channel + v * Row::width, left...);
+            return fma(looked.a[v], dy - dy_hi, rest);
+        };
+        if constexpr (vectors == 2) {
+            Vec<A> dy_a, dy_b, x_a, x_b;
+            load_two(place.dy + i, dy_a, dy_b);
+            load_two(place.x + i, x_a, x_b);
+            place.dx.write(value_of(dy_a, x_a, 0), value_of(dy_b, x_b, 1), i);
+        } else {
+            place.dx.write(value_of(load(place.dy + i, left...), load(place.x + i, left...), 0), i, left...);
+        }
+    }
 
     const InputGradArgs& args_;
     const PerChannel<A, pattern> hi_, inv_std_, dy_hi_, a_, b_, c_;

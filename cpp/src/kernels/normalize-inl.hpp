@@ -19,46 +19,93 @@ class Normalizer {
 
     // Elements of a row; in Pattern::lane all of them.
     [[gnu::always_inline]] void write(int64_t row, int64_t begin, int64_t end) const {
-        const T* x = row_at<T>(args_.x, args_.x_stride, row) + begin;
-        const T* residual = nullptr;
-        MaskWriter mask;
-        if constexpr (is_full(flavour)) {
-            if (args_.residual) residual = row_at<T>(args_.residual, args_.residual_stride, row) + begin;
-            if (args_.mask) mask = {args_.mask + args_.mask_stride * row, begin};
-        }
-        const Row y{row_at<T>(args_.y, args_.y_stride, row) + begin, args_.stream};
+        Place place(args_, row, begin, begin);
         const bool goes_on = row + row_distance < args_.rows;
-        const auto value_of = [&](Vec<A> v, int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
-            v = fma(v - hi_.at(channel, left...), scale_.at(channel, left...), shift_.at(channel, left...));
-            if constexpr (is_full(flavour)) {
-                if (residual) v = v + load(residual + i, left...);
-                if (flavour == Flavour::masked || args_.activates) {
-                    const typename Vec<A>::Mask through = above_zero(v);
-                    if (flavour == Flavour::masked || mask.row)
-                        mask.template write<Vec<A>>(through, begin + i, left...);
-                    v = select(through, v, flavour == Flavour::masked ? Vec<A>::all(0) : scaled(v, args_.slope));
-                }
-            }
-            return v;
-        };
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
-            if (goes_on) prefetch(reinterpret_cast<const char*>(x + i) + args_.x_stride * row_distance);
-            if constexpr (Row::in_twos) {
-                if constexpr (sizeof...(left) == 0) {
-                    Vec<A> a, b;
-                    load_two(x + i, a, b);
-                    y.write(value_of(a, i, channel), value_of(b, i + Row::width, channel + Row::width), i);
-                    return;
-                }
-            }
-            y.write(value_of(load(x + i, left...), i, channel, left...), i, left...);
+            if (goes_on) prefetch(reinterpret_cast<const char*>(place.x + i) + args_.x_stride * row_distance);
+            write_vectors(place, look_up(channel, left...), i, begin + i, left...);
         };
-        for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, y.head(end - begin), args_.period, step);
+        for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, place.y.head(end - begin), args_.period,
+                                                             step);
+    }
+
+    // So many rows of Pattern::lane.
+    [[gnu::always_inline]] void write_across(int64_t row, int64_t rows) const {
+        const NormalizeArgs args = args_;  // which is not in memory that the rows may overwrite
+        const auto step = [&](int64_t i, int64_t, auto... left) __attribute__((always_inline)) {
+            const auto looked = look_up(i, left...);
+            for (int64_t r = row; r < row + rows; ++r) {
+                Place place(args, r, 0, i);
+                write_vectors(place, looked, i, i, left...);
+            }
+        };
+        for_each_vector<Row::width, Row::in_step, Row::in_step>(args.n, 0, args.n, step);
     }
 
   private:
     using A = Arithmetic<T>;
     using Row = RowWriter<T, flavour>;
+
+    // A row from its begin-th element on, of which those from `bit` on are written.
+    struct Place {
+        const T *x, *residual = nullptr;
+        Row y;
+        MaskWriter mask;
+
+        Place(const NormalizeArgs& args, int64_t row, int64_t begin, int64_t bit)
+            : x(row_at<T>(args.x, args.x_stride, row) + begin),
+              y{row_at<T>(args.y, args.y_stride, row) + begin, args.stream} {
+            if constexpr (!is_full(flavour)) return;
+            if (args.residual) residual = row_at<T>(args.residual, args.residual_stride, row) + begin;
+            if (args.mask) mask = {args.mask + args.mask_stride * row, bit};
+        }
+    };
+
+    // What is looked up for one vector, or for two.
+    template <int vectors>
+    struct Looked {
+        Vec<A> hi[vectors], scale[vectors], shift[vectors];
+    };
+    template <class... Left>
+    auto look_up(int64_t channel, Left... left) const {
+        constexpr int vectors = Row::template vectors<Left...>;
+        Looked<vectors> looked;
+        for (int v = 0; v < vectors; ++v) {
+            looked.hi[v] = hi_.at(channel + v * Row::width, left...);
+            looked.scale[v] = scale_.at(channel + v * Row::width, left...);
+            looked.shift[v] = shift_.at(channel + v * Row::width, left...);
+        }
+        return looked;
+    }
+
+    // The i-th elements of a place on; `bit` is that of the first one.
+    template <int vectors, class... Left>
+    [[gnu::always_inline]] void write_vectors(Place& place, const Looked<vectors>& looked, int64_t i, int64_t bit,
+                                              Left... left) const {
+        const auto value_of = [&](Vec<A> x, int v) __attribute__((always_inline)) {
+            const int64_t ahead = v * Row::width;
+            return finish(place, fma(x - looked.hi[v], looked.scale[v], looked.shift[v]), i + ahead, bit + ahead,
+                          left...);
+        };
+        if constexpr (vectors == 2) {
+            Vec<A> a, b;
+            load_two(place.x + i, a, b);
+            place.y.write(value_of(a, 0), value_of(b, 1), i);
+        } else {
+            place.y.write(value_of(load(place.x + i, left...), 0), i, left...);
+        }
+    }
+
+    // What the full flavour does besides.
+    template <class... Left>
+    [[gnu::always_inline]] Vec<A> finish(Place& place, Vec<A> v, int64_t i, int64_t bit, Left... left) const {
+        if constexpr (!is_full(flavour)) return v;
+        if (place.residual) v = v + load(place.residual + i, left...);
+        if (flavour != Flavour::masked && !args_.activates) return v;
+        const typename Vec<A>::Mask through = above_zero(v);
+        if (flavour == Flavour::masked || place.mask.row) place.mask.template write<Vec<A>>(through, bit, left...);
+        return select(through, v, flavour == Flavour::masked ? Vec<A>::all(0) : scaled(v, args_.slope));
+    }
 
     const NormalizeArgs& args_;
     const PerChannel<A, pattern> hi_, scale_, shift_;

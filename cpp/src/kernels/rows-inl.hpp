@@ -242,6 +242,9 @@ struct RowWriter {
     static constexpr bool in_twos =
         flavour != Flavour::full && requires(T* p, Vec<Arithmetic<T>> v) { store_two(v, v, p); };
     static constexpr int in_step = in_twos ? 2 * width : width;
+    // Vectors of a step, which may have a trailing count.
+    template <class... Left>
+    static constexpr int vectors = in_twos && sizeof...(Left) == 0 ? 2 : 1;
     static constexpr int line = flavour == Flavour::plain || line_of<T> < in_step ? in_step : line_of<T>;
 
     bool past_caches() const { return flavour == Flavour::streaming || (is_full(flavour) && streams); }
@@ -285,7 +288,7 @@ struct PerChannel<T, Pattern::lane> {
     }
 };
 
-// The kernel of a writer: Writer<T, pattern, flavour> writes rows of one element type.
+// The kernels of a writer: Writer<T, pattern, flavour> writes rows of one element type,
 template <class Writer>
 void write_rows(const typename Writer::Args& args) noexcept {
     const Writer writer(args);
@@ -295,10 +298,26 @@ void write_rows(const typename Writer::Args& args) noexcept {
     }
 }
 
+// or some of them at a time, vector by vector.
+template <class Writer>
+void write_across(const typename Writer::Args& args) noexcept {
+    constexpr int64_t rows = 8;
+    const Writer writer(args);
+    for (int64_t row = 0; row < args.rows; row += rows)
+        writer.write_across(row, row + rows < args.rows ? rows : args.rows - row);
+}
+
+template <class Writer, Pattern pattern>
+void write_cached(const typename Writer::Args& args) noexcept {
+    if constexpr (pattern == Pattern::lane)
+        if (args.across) return write_across<Writer>(args);
+    write_rows<Writer>(args);
+}
+
 template <class T, Pattern pattern, template <class, Pattern, Flavour> class Writer>
 void write_plain(const typename Writer<T, pattern, Flavour::plain>::Args& args) noexcept {
     args.stream ? write_rows<Writer<T, pattern, Flavour::streaming>>(args)
-                : write_rows<Writer<T, pattern, Flavour::plain>>(args);
+                : write_cached<Writer<T, pattern, Flavour::plain>, pattern>(args);
 }
 
 }  // namespace

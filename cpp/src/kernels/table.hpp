@@ -79,6 +79,7 @@ struct RowGradSumsArgs {
 struct LaneGradSumsArgs {
     const void *const *dy, *const *x;
     std::int64_t rows, n, listed;
+    bool cached;       // nothing need be fetched ahead
     const void* mean;  // a row of them
     double *sum_dy, *sum_dy_xmu;
     Activated activated{};
@@ -122,6 +123,7 @@ struct NormalizeArgs {
     const void *hi, *scale, *shift;  // of the type of the arithmetic
     std::int64_t period;
     bool stream;  // write past the caches, which y would only sweep
+    bool across;  // Pattern::lane, of what caches hold: some rows at a time, so that less is looked up; n is the period
     bool activates = false;
     double slope = 0;  // of what is not above 0
     const void* residual = nullptr;
@@ -142,7 +144,7 @@ struct InputGradArgs {
     std::int64_t rows, n;
     const void *hi, *inv_std, *dy_hi, *a, *b, *c;  // of the type of the arithmetic
     std::int64_t period;
-    bool stream;             // as in NormalizeArgs
+    bool stream, across;     // as in NormalizeArgs
     bool ignores_x = false;  // as if b were 0, whatever x is
     Activated activated{};
     const void* y = nullptr;
