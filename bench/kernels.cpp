@@ -9,9 +9,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "isa.hpp"
+#include "kernels/half.hpp"
 
 namespace {
 
@@ -44,13 +46,23 @@ class Operand {
     char* data_;
 };
 
+// The types that elements of type T are computed in, and that gradient sums take the mean in.
+template <class T>
+using Arithmetic = std::conditional_t<sizeof(T) == 8, double, float>;
+template <class T>
+using MeanOf = std::conditional_t<sizeof(T) == 2, float, double>;
+
 template <class T>
 void fill(const Operand& operand, std::size_t bytes) {
     auto* values = reinterpret_cast<T*>(operand.data());
     std::uint32_t state = 1;
     for (std::size_t i = 0; i < bytes / sizeof(T); ++i) {
         state = state * 1664525 + 1013904223;
-        values[i] = static_cast<T>(state >> 8) / static_cast<T>(1 << 23) - 1;
+        const auto value = static_cast<Arithmetic<T>>(state >> 8) / static_cast<Arithmetic<T>>(1 << 23) - 1;
+        if constexpr (sizeof(T) == 2)
+            values[i] = from_float<T>(value);
+        else
+            values[i] = value;
     }
 }
 
@@ -117,8 +129,8 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
     const std::size_t n = pattern == row ? row_size : channels;
     const auto count = static_cast<std::int64_t>(n), rows = static_cast<std::int64_t>(bytes / sizeof(T) / n);
     const auto stride = static_cast<std::int64_t>(n * sizeof(T));
-    const PerChannel<T> hi(0.25), inv_std(1), dy_hi(0), a(1), b(0.25), c(0);
-    const PerChannel<double> mean(0.125);
+    const PerChannel<Arithmetic<T>> hi(0.25), inv_std(1), dy_hi(0), a(1), b(0.25), c(0);
+    const PerChannel<MeanOf<T>> mean(0.125);
     alignas(64) double sums[channels] = {}, more[channels] = {};
     static_assert(channels >= row_accumulators);
 
@@ -210,6 +222,8 @@ int main(int argc, char** argv) {
             if (quick) size.bytes = std::min(size.bytes, std::size_t{1} << 20);
             time_type<float>(isa, isa.table->f32, "f32", size, quick);
             time_type<double>(isa, isa.table->f64, "f64", size, quick);
+            time_type<Half>(isa, isa.table->f16, "f16", size, quick);
+            time_type<BFloat16>(isa, isa.table->bf16, "bf16", size, quick);
         }
     }
 }

@@ -23,10 +23,9 @@ template <Flavour flavour, class R, class Args, class T, class... Left>
     Vec<R> dy = summand<R>(row.dy + i, left...), x = summand<R>(row.x + i, left...);
     if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, i, left...);
     if constexpr (flavour == Flavour::masked) pass_back(row.mask, dy, i, left...);
-    Vec<R> difference = x - mean;
-    if (flavour == Flavour::full && args.zeros_count_nothing)
-        difference = select(not_zero(dy), difference, Vec<R>::all(0));
-    sums.add_product(dy, difference);
+    Vec<R> apart = difference(x, mean);
+    if (flavour == Flavour::full && args.zeros_count_nothing) apart = select(not_zero(dy), apart, Vec<R>::all(0));
+    sums.add_product(dy, apart);
 }
 
 template <class T, Flavour flavour>
@@ -67,7 +66,7 @@ void grad_sums_row(const RowGradSumsArgs& args) noexcept {
 template <class T, Flavour flavour, bool cached>
 void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
     // Two operands, and L1 should hold a block that is fetched ahead. The rest as in moments_lane.
-    constexpr int block = is_half<T> ? 8 : cached ? 16 : 4, run = is_half<T> ? 4 : block, width = Vec<Run<T>>::width;
+    constexpr int block = cached || is_half<T> ? 16 : 4, run = is_half<T> ? 4 : block, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
@@ -79,40 +78,41 @@ void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
         RowsAhead dy_ahead(args.dy, row, args.listed, row_bytes);
         RowsAhead x_ahead(args.x, row, args.listed, row_bytes);
-        for_each_column<width>(args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
-            constexpr int vectors = decltype(count)::value;
-            constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
-            const char *const dy_fetched = cached ? nullptr : dy_ahead.take(block * bytes), *const x_fetched =
-                                                                                                cached ? nullptr
-                                                                                                       : x_ahead.take(
-                                                                                                             block *
-                                                                                                             bytes);
-            Vec<Run<T>> mean[vectors];
-            for (int v = 0; v < vectors; ++v) mean[v] = Vec<Run<T>>::load(means + i + v * width, left...);
-            for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
-                TwoSums<Run<T>> sums[vectors];
-                for (int v = 0; v < vectors; ++v)
-                    sums[v] = begin_run<T>({args.sum_dy + i + v * width, args.sum_dy_xmu + i + v * width}, left...);
-                for (int r = begin; r < end; ++r) {
-                    const GradientRow<T> at = row_of(row + r);
-                    if (!cached) {
-                        prefetch(dy_fetched + r * bytes);
-                        prefetch(x_fetched + r * bytes);
+        for_each_column<width, column_of<T>>(
+            args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
+                constexpr int vectors = decltype(count)::value;
+                constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
+                const char *const dy_fetched = cached ? nullptr : dy_ahead.take(block * bytes),
+                                  *const x_fetched = cached ? nullptr : x_ahead.take(block * bytes);
+                Vec<Run<T>> mean[vectors];
+                for (int v = 0; v < vectors; ++v) mean[v] = Vec<Run<T>>::load(means + i + v * width, left...);
+                const Accumulators to = Accumulators{args.sum_dy, args.sum_dy_xmu}.at(i);
+                LaneSums<T, vectors> lanes;
+                lanes.load(to, left...);
+                for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+                    TwoSums<Run<T>> sums[vectors];
+                    lanes.begin_run(sums);
+                    for (int r = begin; r < end; ++r) {
+                        const GradientRow<T> at = row_of(row + r);
+                        if (cached) {
+                            prefetch_next(at.dy + i + 2 * vectors * width);
+                            prefetch_next(at.x + i + 2 * vectors * width);
+                        } else {
+                            prefetch(dy_fetched + r * bytes);
+                            prefetch(x_fetched + r * bytes);
+                        }
+                        for (int v = 0; v < vectors; ++v)
+                            add_gradients<flavour>(args, at, mean[v], sums[v], i + v * width, left...);
                     }
-                    for (int v = 0; v < vectors; ++v)
-                        add_gradients<flavour>(args, at, mean[v], sums[v], i + v * width, left...);
-                }
-                for (int v = 0; v < vectors; ++v) {
-                    const int64_t at = i + v * width;
                     const auto exact = [&](TwoSums<double>& one, int lane) {
-                        const auto own = Vec<double>::all(static_cast<double>(means[at + lane]));
+                        const auto own = Vec<double>::all(static_cast<double>(means[i + lane]));
                         for (int r = begin; r < end; ++r)
-                            add_gradients<flavour>(args, row_of(row + r), own, one, at + lane, 1);
+                            add_gradients<flavour>(args, row_of(row + r), own, one, i + lane, 1);
                     };
-                    end_run<T>(sums[v], {args.sum_dy + at, args.sum_dy_xmu + at}, exact, left...);
-                }
+                    lanes.end_run(sums, to, exact, left...);
+                });
+                lanes.store(to, left...);
             });
-        });
     });
 }
 

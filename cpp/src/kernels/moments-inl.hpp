@@ -24,11 +24,11 @@ class RowMoments {
         const T* x = row_at<T>(args_.x, args_.x_stride, row);
         sums_.add(begin, end,
                   [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
-                      const Vec<R> difference = summand<R>(x + i, left...) - Vec<R>::all(static_cast<R>(pivot_));
+                      const Vec<R> apart = difference(summand<R>(x + i, left...), Vec<R>::all(static_cast<R>(pivot_)));
                       if constexpr (sizeof...(left) == 0)
-                          sums.add_difference(difference);
+                          sums.add_difference(apart);
                       else
-                          sums.add_difference(difference.first(left...));
+                          sums.add_difference(apart.first(left...));
                   });
     }
 
@@ -49,42 +49,43 @@ void moments_row(const RowMomentsArgs& args) noexcept {
 
 template <class T>
 void moments_lane(const LaneMomentsArgs& args) noexcept {
-    // Twice the rows where elements have half the size. What is added up in float is added up in shorter runs.
-    constexpr int block = is_half<T> ? 16 : 8, run = 8, width = Vec<Run<T>>::width;
+    // What is added up in float is added up in shorter runs.
+    constexpr int block = sizeof(T) > 4 ? 8 : 16, run = is_half<T> ? 8 : block, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
         RowsAhead ahead(args.x, row, args.listed, row_bytes);
-        for_each_column<width>(args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
-            constexpr int vectors = decltype(count)::value;
-            constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
-            const char* fetched = ahead.take(block * bytes);
-            Vec<Run<T>> pivot[vectors];
-            for (int v = 0; v < vectors; ++v) pivot[v] = summand<Run<T>>(pivots + i + v * width, left...);
-            for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
-                TwoSums<Run<T>> sums[vectors];
-                for (int v = 0; v < vectors; ++v)
-                    sums[v] = begin_run<T>({args.sum + i + v * width, args.sum_sq + i + v * width}, left...);
-                for (int r = begin; r < end; ++r) {
-                    const T* x = static_cast<const T*>(args.x[row + r]) + i;
-                    prefetch(fetched + r * bytes);
-                    for (int v = 0; v < vectors; ++v)
-                        sums[v].add_difference(summand<Run<T>>(x + v * width, left...) - pivot[v]);
-                }
-                for (int v = 0; v < vectors; ++v) {
-                    const int64_t at = i + v * width;
+        for_each_column<width, column_of<T>>(
+            args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
+                constexpr int vectors = decltype(count)::value;
+                constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
+                const char* fetched = ahead.take(block * bytes);
+                Vec<Run<T>> pivot[vectors];
+                for (int v = 0; v < vectors; ++v) pivot[v] = summand<Run<T>>(pivots + i + v * width, left...);
+                const Accumulators to = Accumulators{args.sum, args.sum_sq}.at(i);
+                LaneSums<T, vectors> lanes;
+                lanes.load(to, left...);
+                for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+                    TwoSums<Run<T>> sums[vectors];
+                    lanes.begin_run(sums);
+                    for (int r = begin; r < end; ++r) {
+                        const T* x = static_cast<const T*>(args.x[row + r]) + i;
+                        prefetch(fetched + r * bytes);
+                        for (int v = 0; v < vectors; ++v)
+                            sums[v].add_difference(difference(summand<Run<T>>(x + v * width, left...), pivot[v]));
+                    }
                     const auto exact = [&](TwoSums<double>& one, int lane) {
-                        const auto own = Vec<double>::all(static_cast<double>(pivots[at + lane]));
+                        const auto own = Vec<double>::all(static_cast<double>(pivots[i + lane]));
                         for (int r = begin; r < end; ++r) {
-                            const T* x = static_cast<const T*>(args.x[row + r]) + at + lane;
+                            const T* x = static_cast<const T*>(args.x[row + r]) + i + lane;
                             one.add_difference(summand<double>(x, 1) - own);
                         }
                     };
-                    end_run<T>(sums[v], {args.sum + at, args.sum_sq + at}, exact, left...);
-                }
+                    lanes.end_run(sums, to, exact, left...);
+                });
+                lanes.store(to, left...);
             });
-        });
     });
 }
 

@@ -143,21 +143,26 @@ template <int block, class Step>
     if (row < rows) step(row, static_cast<int>(rows - row));
 }
 
-// step(Count<2>, i) for columns of two vectors, then step(Count<1>, i) for a single one and step(Count<1>, i, left) for
-// the elements that are left.
-template <int width, class Step>
+// How many vectors a column of elements of type T has: a line, with AVX-512.
+template <class T>
+constexpr int column_of = sizeof(T) == 4 ? 4 : 2;
+
+// step(Count<vectors>{}, i) for columns of so many vectors, then step(Count<1>{}, i) for single ones and
+// step(Count<1>{}, i, left) for the elements that are left.
+template <int width, int vectors, class Step>
 [[gnu::always_inline]] inline void for_each_column(int64_t n, const Step& step) {
     int64_t i = 0;
-    for (; i + 2 * width <= n; i += 2 * width) step(Count<2>{}, i);
-    if (i + width <= n) {
-        step(Count<1>{}, i);
-        i += width;
-    }
+    for (; i + vectors * width <= n; i += vectors * width) step(Count<vectors>{}, i);
+    if constexpr (vectors > 1)
+        for (; i + width <= n; i += width) step(Count<1>{}, i);
     if (i < n) step(Count<1>{}, i, static_cast<int>(n - i));
 }
 
 // To L2: what is fetched so early would leave L1 before it is read.
 inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
+
+// To L1, for what is read next but one: rows that are walked side by side are more streams than hardware follows.
+inline void prefetch_next(const void* line) { __builtin_prefetch(line, 0, 3); }
 
 // The line that a streamed row shares with the next one is written through the caches: its old content must come, and
 // stores behind it would wait for that. The next row's page is looked up, too.

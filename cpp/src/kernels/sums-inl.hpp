@@ -33,6 +33,8 @@ Vec<R> summand(const T* p, Left... left) {
 // Where sums go: an accumulator for each lane.
 struct Accumulators {
     double *first, *second;
+
+    Accumulators at(int64_t lane) const { return {first + lane, second + lane}; }
 };
 
 template <class R>
@@ -60,22 +62,37 @@ struct TwoSums {
     }
 };
 
-inline void add_to(Accumulators to, const TwoSums<float>& sums) {
-    constexpr int width = Vec<float>::width;
-    float first[width], second[width];
-    sums.first.store(first);
-    sums.second.store(second);
-    for (int lane = 0; lane < width; ++lane) to.first[lane] += static_cast<double>(first[lane]);
-    for (int lane = 0; lane < width; ++lane) to.second[lane] += static_cast<double>(second[lane]);
-}
+// Sums in float64 of the lanes of a vector of floats.
+struct WideSums {
+    Widened first, second;
+
+    static WideSums load(Accumulators from) { return {Widened::load(from.first), Widened::load(from.second)}; }
+    void store(Accumulators to) const {
+        first.store(to.first);
+        second.store(to.second);
+    }
+    void add(const TwoSums<float>& run) {
+        first.add(run.first);
+        second.add(run.second);
+    }
+};
+
+// What a vector's sums are held in between runs.
+template <class R>
+struct HeldOf {
+    using type = TwoSums<double>;
+};
+template <>
+struct HeldOf<float> {
+    using type = WideSums;
+};
 
 // Adds rows up in registers, runs of them in Run<T>.
 template <class T>
 class RowOfSums {
   public:
     explicit RowOfSums(Accumulators to) : to_(to) {
-        if constexpr (!is_half<T>)
-            for (int k = 0; k < chains; ++k) sums_[k] = TwoSums<double>::load(at(k));
+        for (int k = 0; k < held; ++k) sums_[k] = Held::load(at(k));
     }
 
     // Elements of a row, from a multiple of row_alignment to another one, or to the row's end: add(sums, i) adds a
@@ -89,13 +106,13 @@ class RowOfSums {
                 for (TwoSums<float>& sum : sums) sum = TwoSums<float>::zero();
                 add_vectors(sums, i, until, add);
                 Vec<float> all = Vec<float>::all(0);
-                for (int k = 0; k < ends; ++k) {
-                    for (int other = k + ends; other < chains; other += ends)
+                for (int k = 0; k < held; ++k) {
+                    for (int other = k + held; other < chains; other += held)
                         sums[k] = {sums[k].first + sums[other].first, sums[k].second + sums[other].second};
                     all = all + (sums[k].first + sums[k].second);
                 }
                 if (all.finite())
-                    for (int k = 0; k < ends; ++k) add_to(at(k), sums[k]);
+                    for (int k = 0; k < held; ++k) sums_[k].add(sums[k]);
                 else
                     add_once_more(i, until, add);
             }
@@ -105,27 +122,28 @@ class RowOfSums {
     }
 
     void store() const {
-        if constexpr (!is_half<T>)
-            for (int k = 0; k < chains; ++k) sums_[k].store(at(k));
+        for (int k = 0; k < held; ++k) sums_[k].store(at(k));
     }
 
   private:
     using R = Run<T>;
+    using Held = typename HeldOf<R>::type;
     static constexpr int width = Vec<R>::width;
     static constexpr int accumulators = batchnorm::kernels::row_accumulators;
     // Independent additions in flight, to cover their latency; and so that few roundings of float follow each other.
-    static constexpr int chains = is_half<T> && width == 1 ? accumulators : 4;
-    static constexpr int ends = chains * width > accumulators ? accumulators / width : chains;  // of a run in float
-    static_assert(is_half<T> || ends == chains);
+    static constexpr int chains = !is_half<T> ? Vec<double>::chains : width == 1 ? accumulators : 4;
+    static constexpr int held = chains * width > accumulators ? accumulators / width : chains;
+    static_assert(is_half<T> || held == chains);
 
     template <class Add>
     [[gnu::always_inline]] static void add_vectors(TwoSums<R> (&sums)[chains], int64_t begin, int64_t end,
                                                    const Add& add) {
+        // Unrolled, so that the sums stay in registers.
         int64_t i = begin;
         for (; i + chains * width <= end; i += chains * width) {
+#pragma GCC unroll 8
             for (int k = 0; k < chains; ++k) add(sums[k], i + k * width);
         }
-        // Unrolled, so that the sums stay in registers.
 #pragma GCC unroll 8
         for (int k = 0; k < chains; ++k) {
             const int64_t left = end - i - k * width;
@@ -138,32 +156,26 @@ class RowOfSums {
 
     // A run whose sums in float have overflowed, or which met an infinity or a NaN.
     template <class Add>
-    [[gnu::noinline]] void add_once_more(int64_t begin, int64_t end, const Add& add) const {
-        auto sums = TwoSums<double>::load(to_);
-        for (int64_t i = begin; i < end; i += Vec<double>::width) {
-            if (i + Vec<double>::width <= end)
+    [[gnu::noinline]] void add_once_more(int64_t begin, int64_t end, const Add& add) {
+        constexpr int wide = Vec<double>::width;
+        const Accumulators to = at(0);
+        sums_[0].store(to);
+        auto sums = TwoSums<double>::load(to);
+        for (int64_t i = begin; i < end; i += wide) {
+            if (i + wide <= end)
                 add(sums, i);
             else
                 add(sums, i, static_cast<int>(end - i));
         }
-        sums.store(to_);
+        sums.store(to);
+        sums_[0] = Held::load(to);
     }
 
-    Accumulators at(int k) const { return {to_.first + k * width, to_.second + k * width}; }
+    Accumulators at(int k) const { return to_.at(k * width); }
 
     const Accumulators to_;
-    TwoSums<R> sums_[chains];
+    Held sums_[held];
 };
-
-// Elements of a vector, or those that are left.
-template <int width>
-constexpr int lanes_of() {
-    return width;
-}
-template <int width>
-constexpr int lanes_of(int left) {
-    return left;
-}
 
 // step(begin, end) for runs of a block's rows. The rows that are left of whole blocks are runs of one: where there are
 // few in all, no others would take off what a single rounding of their sum adds.
@@ -173,31 +185,92 @@ template <class T, int run, class Rows, class Step>
     for (int begin = 0; begin < rows; begin += most) step(begin, begin + most < rows ? begin + most : +rows);
 }
 
-// A run of lanes: the sums that it starts with, and the accumulators that they go to.
-template <class T, class... Left>
-TwoSums<Run<T>> begin_run(Accumulators from, Left... left) {
-    if constexpr (is_half<T>)
-        return TwoSums<float>::zero();
-    else
-        return TwoSums<double>::load(from, left...);
-}
+// The sums of lanes, some vectors or those that are left of one, while runs of rows are added to them. All loops over
+// vectors are unrolled: what is looked up by a variable index cannot stay in registers.
+template <class T, int vectors>
+struct LaneSums {
+    TwoSums<double> sums[vectors];
 
-// A lane whose sums in float have overflowed, or which met an infinity or a NaN, is added up once more, and it alone:
-// exact(sums, lane) adds it to the first lane of sums.
-template <class T, class Exact, class... Left>
-[[gnu::always_inline]] inline void end_run(const TwoSums<Run<T>>& sums, Accumulators to, const Exact& exact,
-                                           Left... left) {
-    if constexpr (!is_half<T>) {
-        sums.store(to, left...);
-    } else if (sizeof...(left) == 0 && (sums.first + sums.second).finite()) {
-        add_to(to, sums);
-    } else {
-        constexpr int width = Vec<float>::width;
-        float first[width], second[width];
-        sums.first.store(first);
-        sums.second.store(second);
-        for (int lane = 0; lane < lanes_of<width>(left...); ++lane) {
-            const Accumulators own{to.first + lane, to.second + lane};
+    static constexpr int width = Vec<double>::width;
+
+    template <class... Left>
+    [[gnu::always_inline]] void load(Accumulators from, Left... left) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[v] = TwoSums<double>::load(from.at(v * width), left...);
+    }
+    template <class... Left>
+    [[gnu::always_inline]] void store(Accumulators to, Left... left) const {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[v].store(to.at(v * width), left...);
+    }
+    [[gnu::always_inline]] void begin_run(TwoSums<double> (&run)[vectors]) const {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) run[v] = sums[v];
+    }
+    template <class Exact, class... Left>
+    [[gnu::always_inline]] void end_run(const TwoSums<double> (&run)[vectors], Accumulators, const Exact&, Left...) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[v] = run[v];
+    }
+};
+
+template <class T, int vectors>
+    requires is_half<T>
+struct LaneSums<T, vectors> {
+    WideSums sums[vectors];
+
+    static constexpr int width = Vec<float>::width;
+
+    [[gnu::always_inline]] void load(Accumulators from) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[v] = WideSums::load(from.at(v * width));
+    }
+    [[gnu::always_inline]] void store(Accumulators to) const {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[v].store(to.at(v * width));
+    }
+    // Those that are left stay in memory.
+    void load(Accumulators, int) {}
+    void store(Accumulators, int) const {}
+
+    [[gnu::always_inline]] void begin_run(TwoSums<float> (&run)[vectors]) const {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) run[v] = TwoSums<float>::zero();
+    }
+    // Lanes whose sums in float have overflowed, or which met an infinity or a NaN, are added up once more, and they
+    // alone: exact(sums, lane) adds that lane to the first one of sums.
+    template <class Exact>
+    [[gnu::always_inline]] void end_run(const TwoSums<float> (&run)[vectors], Accumulators to, const Exact& exact) {
+        Vec<float> all = Vec<float>::all(0);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) all = all + (run[v].first + run[v].second);
+        if (all.finite()) {
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) sums[v].add(run[v]);
+            return;
+        }
+        store(to);
+        add_lanes(run, to, exact, vectors * width);
+        load(to);
+    }
+    template <class Exact>
+    [[gnu::always_inline]] void end_run(const TwoSums<float> (&run)[vectors], Accumulators to, const Exact& exact,
+                                        int left) {
+        add_lanes(run, to, exact, left);
+    }
+
+  private:
+    template <class Exact>
+    [[gnu::always_inline]] static void add_lanes(const TwoSums<float> (&run)[vectors], Accumulators to,
+                                                 const Exact& exact, int lanes) {
+        float first[vectors * width], second[vectors * width];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            run[v].first.store(first + v * width);
+            run[v].second.store(second + v * width);
+        }
+        for (int lane = 0; lane < lanes; ++lane) {
+            const Accumulators own = to.at(lane);
             if (__builtin_isfinite(first[lane] + second[lane])) {
                 *own.first += static_cast<double>(first[lane]);
                 *own.second += static_cast<double>(second[lane]);
@@ -208,6 +281,6 @@ template <class T, class Exact, class... Left>
             }
         }
     }
-}
+};
 
 }  // namespace

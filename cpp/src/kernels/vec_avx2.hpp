@@ -46,6 +46,8 @@ struct Vec<float> {
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.r, b.r)}; }
 inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm256_sub_ps(a.r, b.r)}; }
+// a - b, by the units that do not convert, where there are such (AMD's).
+inline Vec<float> difference(Vec<float> a, Vec<float> b) { return {_mm256_fmsub_ps(a.r, _mm256_set1_ps(1), b.r)}; }
 inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_mul_ps(a.r, b.r)}; }
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.r, b.r, c.r)}; }
 inline __m256 above_zero(Vec<float> v) { return _mm256_cmp_ps(v.r, _mm256_setzero_ps(), _CMP_NLE_UQ); }
@@ -54,7 +56,7 @@ inline Vec<float> select(__m256 mask, Vec<float> a, Vec<float> b) { return {_mm2
 
 template <>
 struct Vec<double> {
-    static constexpr int width = 4;
+    static constexpr int width = 4, chains = 4;
     using Mask = __m256d;
     __m256d r;
 
@@ -75,6 +77,7 @@ struct Vec<double> {
 
 inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_pd(a.r, b.r)}; }
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.r, b.r)}; }
+inline Vec<double> difference(Vec<double> a, Vec<double> b) { return {_mm256_fmsub_pd(a.r, _mm256_set1_pd(1), b.r)}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.r, b.r, c.r)}; }
 inline __m256d above_zero(Vec<double> v) { return _mm256_cmp_pd(v.r, _mm256_setzero_pd(), _CMP_NLE_UQ); }
@@ -96,6 +99,21 @@ inline Vec<double> widen(const float* p, int n) {
 }
 inline Vec<double> widen(const double* p) { return Vec<double>::load(p); }
 inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n); }
+
+// As many doubles as a Vec<float> has lanes.
+struct Widened {
+    __m256d low, high;
+
+    static Widened load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+    void store(double* p) const {
+        _mm256_storeu_pd(p, low);
+        _mm256_storeu_pd(p + 4, high);
+    }
+    void add(Vec<float> v) {
+        low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(v.r)));
+        high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(v.r, 1)));
+    }
+};
 
 // Elements of 16 bits, as floats, and back: as half.hpp does it.
 inline __m128i halves(Vec<float> v, const Half*) {

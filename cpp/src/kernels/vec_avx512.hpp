@@ -1,4 +1,4 @@
-// Vec for AVX-512 (F, VL): 16 floats or 8 doubles. The n-element forms touch no memory past n; loaded lanes past n are
+// Vec for AVX-512 (F, VL): 16 floats or 4 doubles. The n-element forms touch no memory past n; loaded lanes past n are
 // 0.
 #pragma once
 
@@ -38,39 +38,44 @@ struct Vec<float> {
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.r, b.r)}; }
 inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm512_sub_ps(a.r, b.r)}; }
+// a - b, by the units that do not convert.
+inline Vec<float> difference(Vec<float> a, Vec<float> b) { return {_mm512_fmsub_ps(a.r, _mm512_set1_ps(1), b.r)}; }
 inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.r, b.r)}; }
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.r, b.r, c.r)}; }
 inline __mmask16 above_zero(Vec<float> v) { return _mm512_cmp_ps_mask(v.r, _mm512_setzero_ps(), _CMP_NLE_UQ); }
 inline __mmask16 not_zero(Vec<float> v) { return _mm512_cmp_ps_mask(v.r, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 inline Vec<float> select(__mmask16 mask, Vec<float> a, Vec<float> b) { return {_mm512_mask_blend_ps(mask, b.r, a.r)}; }
 
+// Doubles of 256 bits: a processor that splits wider instructions in two (Zen 4) converts them from floats in 4 / 5 of
+// the time, and one that subtracts by fma beside that takes 2 / 3 for a sum (docs/performance.md).
 template <>
 struct Vec<double> {
-    static constexpr int width = 8;
+    static constexpr int width = 4, chains = 8;
     using Mask = __mmask8;
-    __m512d r;
+    __m256d r;
 
     static __mmask8 first_lanes(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
 
-    static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
-    static Vec load(const double* p, int n) { return {_mm512_maskz_loadu_pd(first_lanes(n), p)}; }
-    void store(double* p) const { _mm512_storeu_pd(p, r); }
-    void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first_lanes(n), r); }
-    void stream(double* p) const { _mm512_stream_pd(p, r); }
-    static Vec all(double value) { return {_mm512_set1_pd(value)}; }
-    static Mask mask_of(unsigned bits) { return static_cast<Mask>(bits); }
+    static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+    static Vec load(const double* p, int n) { return {_mm256_maskz_loadu_pd(first_lanes(n), p)}; }
+    void store(double* p) const { _mm256_storeu_pd(p, r); }
+    void store(double* p, int n) const { _mm256_mask_storeu_pd(p, first_lanes(n), r); }
+    void stream(double* p) const { _mm256_stream_pd(p, r); }
+    static Vec all(double value) { return {_mm256_set1_pd(value)}; }
+    static Mask mask_of(unsigned bits) { return static_cast<Mask>(bits & 0xf); }
     // Zero past the first n lanes.
-    Vec first(int n) const { return {_mm512_maskz_mov_pd(first_lanes(n), r)}; }
+    Vec first(int n) const { return {_mm256_maskz_mov_pd(first_lanes(n), r)}; }
 };
 
-inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm512_add_pd(a.r, b.r)}; }
-inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm512_sub_pd(a.r, b.r)}; }
-inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm512_mul_pd(a.r, b.r)}; }
-inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm512_fmadd_pd(a.r, b.r, c.r)}; }
-inline __mmask8 above_zero(Vec<double> v) { return _mm512_cmp_pd_mask(v.r, _mm512_setzero_pd(), _CMP_NLE_UQ); }
-inline __mmask8 not_zero(Vec<double> v) { return _mm512_cmp_pd_mask(v.r, _mm512_setzero_pd(), _CMP_NEQ_UQ); }
+inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_pd(a.r, b.r)}; }
+inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.r, b.r)}; }
+inline Vec<double> difference(Vec<double> a, Vec<double> b) { return {_mm256_fmsub_pd(a.r, _mm256_set1_pd(1), b.r)}; }
+inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.r, b.r)}; }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.r, b.r, c.r)}; }
+inline __mmask8 above_zero(Vec<double> v) { return _mm256_cmp_pd_mask(v.r, _mm256_setzero_pd(), _CMP_NLE_UQ); }
+inline __mmask8 not_zero(Vec<double> v) { return _mm256_cmp_pd_mask(v.r, _mm256_setzero_pd(), _CMP_NEQ_UQ); }
 inline Vec<double> select(__mmask8 mask, Vec<double> a, Vec<double> b) {
-    return {_mm512_mask_blend_pd(mask, b.r, a.r)};
+    return {_mm256_mask_blend_pd(mask, b.r, a.r)};
 }
 
 // The first element's bit is the lowest.
@@ -81,12 +86,27 @@ inline unsigned bits_of(__mmask8 mask) { return mask; }
 inline void finish_streams() noexcept { _mm_sfence(); }
 
 // As many elements as a Vec<double> holds, as doubles.
-inline Vec<double> widen(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
+inline Vec<double> widen(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
 inline Vec<double> widen(const float* p, int n) {
-    return {_mm512_cvtps_pd(_mm256_maskz_loadu_ps(Vec<double>::first_lanes(n), p))};
+    return {_mm256_cvtps_pd(_mm_maskz_loadu_ps(Vec<double>::first_lanes(n), p))};
 }
 inline Vec<double> widen(const double* p) { return Vec<double>::load(p); }
 inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n); }
+
+// As many doubles as a Vec<float> has lanes.
+struct Widened {
+    __m512d low, high;
+
+    static Widened load(const double* p) { return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)}; }
+    void store(double* p) const {
+        _mm512_storeu_pd(p, low);
+        _mm512_storeu_pd(p + 8, high);
+    }
+    void add(Vec<float> v) {
+        low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(v.r)));
+        high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v.r), 1))));
+    }
+};
 
 // Elements of 16 bits, as floats, and back: as half.hpp does it.
 inline __m256i halves(Vec<float> v, const Half*) {
@@ -106,8 +126,14 @@ inline __m256i halves(Vec<float> v, const BFloat16*) {
 
 inline __m256i load_halves(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline Vec<float> load(const Half* p) { return {_mm512_cvtph_ps(load_halves(p))}; }
+// Each to the upper half of a float; the lower one is 0.
+inline __m512i spread() {
+    return _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1,
+                            0, 0, 0);
+}
 inline Vec<float> load(const BFloat16* p) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(p)), 16))};
+    const __m512i elements = _mm512_castsi256_si512(load_halves(p));
+    return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, spread(), elements))};
 }
 template <class T>
 void store_halves(Vec<float> v, T* p) {
@@ -128,12 +154,8 @@ inline void load_two(const Half* p, Vec<float>& a, Vec<float>& b) {
     b = load(p + Vec<float>::width);
 }
 inline void load_two(const BFloat16* p, Vec<float>& a, Vec<float>& b) {
-    // Each to the upper half of a float; the lower one is 0.
-    const __m512i both = _mm512_loadu_si512(p),
-                  spread = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4,
-                                            0, 3, 0, 2, 0, 1, 0, 0, 0);
-    const __m512i next = _mm512_add_epi16(spread, _mm512_set1_epi16(16));
-    a.r = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, spread, both));
+    const __m512i both = _mm512_loadu_si512(p), next = _mm512_add_epi16(spread(), _mm512_set1_epi16(16));
+    a.r = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, spread(), both));
     b.r = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, next, both));
 }
 

@@ -50,6 +50,7 @@ struct Vec<float> {
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {vaddq_f32(a.r, b.r)}; }
 inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {vsubq_f32(a.r, b.r)}; }
+inline Vec<float> difference(Vec<float> a, Vec<float> b) { return a - b; }
 inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {vmulq_f32(a.r, b.r)}; }
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {vfmaq_f32(c.r, a.r, b.r)}; }
 inline uint32x4_t above_zero(Vec<float> v) { return vmvnq_u32(vclezq_f32(v.r)); }
@@ -58,7 +59,7 @@ inline Vec<float> select(uint32x4_t mask, Vec<float> a, Vec<float> b) { return {
 
 template <>
 struct Vec<double> {
-    static constexpr int width = 2;
+    static constexpr int width = 2, chains = 4;
     using Mask = uint64x2_t;
     float64x2_t r;
 
@@ -90,6 +91,7 @@ struct Vec<double> {
 
 inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {vaddq_f64(a.r, b.r)}; }
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {vsubq_f64(a.r, b.r)}; }
+inline Vec<double> difference(Vec<double> a, Vec<double> b) { return a - b; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {vmulq_f64(a.r, b.r)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {vfmaq_f64(c.r, a.r, b.r)}; }
 inline uint64x2_t above_zero(Vec<double> v) { return veorq_u64(vclezq_f64(v.r), vdupq_n_u64(~0ull)); }
@@ -117,6 +119,21 @@ inline Vec<double> widen(const float* p, int n) {
 }
 inline Vec<double> widen(const double* p) { return Vec<double>::load(p); }
 inline Vec<double> widen(const double* p, int n) { return Vec<double>::load(p, n); }
+
+// As many doubles as a Vec<float> has lanes.
+struct Widened {
+    float64x2_t low, high;
+
+    static Widened load(const double* p) { return {vld1q_f64(p), vld1q_f64(p + 2)}; }
+    void store(double* p) const {
+        vst1q_f64(p, low);
+        vst1q_f64(p + 2, high);
+    }
+    void add(Vec<float> v) {
+        low = vaddq_f64(low, vcvt_f64_f32(vget_low_f32(v.r)));
+        high = vaddq_f64(high, vcvt_high_f64_f32(v.r));
+    }
+};
 
 // Elements of 16 bits, as floats, and back: as half.hpp does it.
 inline uint16x4_t load_halves(const void* p) {

@@ -7,7 +7,7 @@ namespace {
 
 template <class T>
 struct Vec {
-    static constexpr int width = 1;
+    static constexpr int width = 1, chains = 4;
     using Mask = bool;
     T r;
 
@@ -43,6 +43,10 @@ Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
     return {a.r * b.r + c.r};
 }
 template <class T>
+Vec<T> difference(Vec<T> a, Vec<T> b) {
+    return a - b;
+}
+template <class T>
 bool above_zero(Vec<T> v) {
     return !(v.r <= 0);
 }
@@ -66,6 +70,15 @@ template <class T>
 Vec<double> widen(const T* p, int) {
     return widen(p);
 }
+
+// As many doubles as a Vec<float> has lanes.
+struct Widened {
+    double r;
+
+    static Widened load(const double* p) { return {*p}; }
+    void store(double* p) const { *p = r; }
+    void add(Vec<float> v) { r += static_cast<double>(v.r); }
+};
 
 // Elements of 16 bits, as floats, and back.
 inline Vec<float> load(const Half* p) { return {to_float(Vec<Half>::load(p).r)}; }
