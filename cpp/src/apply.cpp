@@ -12,22 +12,26 @@ constexpr int64_t long_row_bytes = 1024;
 template <class Terms>
 struct Coefficients {
     const int count;
+    const int64_t unit;
     const char* at[coefficient_count] = {};
 
     Coefficients(const Stages& stages, int64_t g, Range channels, int worker) noexcept
-        : count(Terms::coefficients(stages.box)) {
+        : count(Terms::coefficients(stages.box)), unit(Memory::coefficient_size(stages.box)) {
         const Box& box = stages.box;
-        const int64_t unit = Memory::coefficient_size(box);
         const int64_t first = g * Memory::coefficient_pitch(box) + channels.begin;
         for (int i = 0; i < count; ++i) at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + first * unit;
         if (box.plane > 1) expand(stages, channels.size(), stages.memory.worker(box, worker));
     }
 
+    // Whether looking so many lanes up takes longer than reading what they are for: many values, or more than L1 holds
+    // beside rows.
+    bool slow(int64_t lanes) const noexcept { return count > 3 || lanes * count * unit > (24 << 10); }
+
   private:
     // Where lanes share a statistic: one for each of them. The arrays follow each other closely: at a distance of whole
     // pages they would take each other's place in L1.
     void expand(const Stages& stages, int64_t channels, const WorkerMemory& worker) noexcept {
-        const int64_t unit = Memory::coefficient_size(stages.box), lanes = channels * stages.box.plane;
+        const int64_t lanes = channels * stages.box.plane;
         char* to = static_cast<char*>(worker.coefficients);
         for (int i = 0; i < count; ++i) {
             stages.kernels.expand(at[i], channels, stages.box.plane, to);
@@ -55,16 +59,14 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
 
     const auto write = [&](const Span& span, int64_t first, bool across = false) {
         Looked at = {};
-        for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * Memory::coefficient_size(box);
+        for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * coefficients.unit;
         Terms::write(stages, Terms::args(stages, span, at, !across && streams(stages, span), across));
     };
     if (box.pattern == Pattern::lane) {
         const Region region{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};
         for_each_span(box, region, uses, tiles, [&](Span span) {
-            const bool joined = span.n == box.lanes() && gapless(box, span, uses);
-            // Looking up three values is no more work than that.
-            const bool across = (!joined || coefficients.count > 3) && goes_across(stages, span);
-            if (joined && !across) {
+            const bool across = coefficients.slow(span.n) && goes_across(stages, span);
+            if (!across && span.n == box.lanes() && gapless(box, span, uses)) {
                 span.n *= span.rows;
                 span.rows = 1;
             }

@@ -66,7 +66,7 @@ void grad_sums_row(const RowGradSumsArgs& args) noexcept {
 template <class T, Flavour flavour, bool cached>
 void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
     // Two operands, and L1 should hold a block that is fetched ahead. The rest as in moments_lane.
-    constexpr int block = cached || is_half<T> ? 16 : 4, run = is_half<T> ? 4 : block, width = Vec<Run<T>>::width;
+    constexpr int block = is_half<T> ? 16 : cached ? 8 : 4, run = is_half<T> ? 4 : block, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));

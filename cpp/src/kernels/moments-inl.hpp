@@ -50,7 +50,7 @@ void moments_row(const RowMomentsArgs& args) noexcept {
 template <class T>
 void moments_lane(const LaneMomentsArgs& args) noexcept {
     // What is added up in float is added up in shorter runs.
-    constexpr int block = sizeof(T) > 4 ? 8 : 16, run = is_half<T> ? 8 : block, width = Vec<Run<T>>::width;
+    constexpr int block = is_half<T> ? 16 : 8, run = 8, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));

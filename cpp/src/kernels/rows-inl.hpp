@@ -306,7 +306,7 @@ void write_rows(const typename Writer::Args& args) noexcept {
 // or some of them at a time, vector by vector.
 template <class Writer>
 void write_across(const typename Writer::Args& args) noexcept {
-    constexpr int64_t rows = 8;
+    constexpr int64_t rows = 4;
     const Writer writer(args);
     for (int64_t row = 0; row < args.rows; row += rows)
         writer.write_across(row, row + rows < args.rows ? rows : args.rows - row);
