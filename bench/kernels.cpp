@@ -154,11 +154,11 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
             kernels.plain.lane_grad_sums(
                 {dy_rows.data(), x_rows.data(), rows, count, rows, cached, mean.data(), sums, more});
     };
-    NormalizeArgs normalize{data.x.data(), stride,     data.out.data(), stride, rows, count,
-                            hi.data(),     a.data(),   c.data(),        count,  false, false};
-    InputGradArgs input_grad{data.dy.data(), stride,      data.x.data(), stride,     data.out.data(), stride,
-                             rows,           count,       hi.data(),     inv_std.data(), dy_hi.data(),    a.data(),
-                             b.data(),       c.data(),    count,         false, false};
+    NormalizeArgs normalize{data.x.data(), stride,   data.out.data(), stride, rows,  count,
+                            hi.data(),     a.data(), c.data(),        count,  false, false};
+    InputGradArgs input_grad{
+        data.dy.data(), stride,       data.x.data(), stride,   data.out.data(), stride, rows,  count, hi.data(),
+        inv_std.data(), dy_hi.data(), a.data(),      b.data(), c.data(),        count,  false, false};
     const auto run_normalize = [&] {
         kernels.plain.normalize[pattern](normalize);
         if (normalize.stream) kernels.finish_streams();

@@ -521,4 +521,5 @@ def test_wrong_options_say_what_is_wrong():
 def test_kernels_alone(tmp_path_factory):
     build = cpp_build.dev(tmp_path_factory)
     lines = cpp_build.run(build / "bench" / "bench_kernels", "--quick").splitlines()
-    assert [line.split()[0] for line in lines[2:]] == [isa for isa in cpp_build.isas() for _ in range(3 * 2 * 2 * 6)]
+    # Sizes, types; kernels by row and by lane.
+    assert [line.split()[0] for line in lines[2:]] == [isa for isa in cpp_build.isas() for _ in range(4 * 4 * (6 + 9))]
