@@ -7,6 +7,8 @@ namespace {
 
 // Rows of less are taken channel by channel: a kernel call for each would cost more than their order brings.
 constexpr int64_t long_row_bytes = 1024;
+// What kernels may look up, for L1 to hold it beside the rows that it is for.
+constexpr int64_t looked_up_in_l1 = 24 << 10;
 
 // What the kernels look up for channels of a group, from the first one on.
 template <class Terms>
@@ -25,7 +27,7 @@ struct Coefficients {
 
     // Whether looking so many lanes up takes longer than reading what they are for: many values, or more than L1 holds
     // beside rows.
-    bool slow(int64_t lanes) const noexcept { return count > 3 || lanes * count * unit > (24 << 10); }
+    bool slow(int64_t lanes) const noexcept { return count > 3 || lanes * count * unit > looked_up_in_l1; }
 
   private:
     // Where lanes share a statistic: one for each of them. The arrays follow each other closely: at a distance of whole

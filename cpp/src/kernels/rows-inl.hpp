@@ -153,8 +153,7 @@ template <int width, int vectors, class Step>
 [[gnu::always_inline]] inline void for_each_column(int64_t n, const Step& step) {
     int64_t i = 0;
     for (; i + vectors * width <= n; i += vectors * width) step(Count<vectors>{}, i);
-    if constexpr (vectors > 1)
-        for (; i + width <= n; i += width) step(Count<1>{}, i);
+    for (; i + width <= n; i += width) step(Count<1>{}, i);
     if (i < n) step(Count<1>{}, i, static_cast<int>(n - i));
 }
 

@@ -17,7 +17,8 @@ enum Pattern : std::uint8_t { row, lane };
 
 // The reductions add to accumulators in memory, so that the bits of a sum depend on the order of the elements alone and
 // not on how many of them a call was given. Pattern::row: row_accumulators partial sums, element i of a row in the
-// (i mod 4 vectors)-th of them; the caller sets all to zero, and adds them up in the end. Pattern::lane: n sums.
+// (i mod k)-th of them, with a k of each instruction set; the caller sets all to zero, and adds them up in the end.
+// Pattern::lane: n sums.
 inline constexpr int row_accumulators = 32;
 
 // Inner ranges that are cut at multiples of this keep each element in its accumulator.
