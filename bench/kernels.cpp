@@ -142,23 +142,23 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
     bool cached = false;
     const auto run_moments = [&] {
         if (pattern == row)
-            kernels.row_moments({data.x.data(), stride, rows, count, hi.data(), sums, more});
+            kernels.row_moments({data.x.data(), stride, rows, count, hi.data(), sums, more, 0});
         else
             kernels.lane_moments({x_rows.data(), rows, count, rows, hi.data(), sums, more});
     };
     const auto run_grad_sums = [&] {
         if (pattern == row)
             kernels.plain.row_grad_sums(
-                {data.dy.data(), stride, data.x.data(), stride, rows, count, mean.data(), sums, more});
+                {data.dy.data(), stride, data.x.data(), stride, rows, count, mean.data(), sums, more, 0});
         else
             kernels.plain.lane_grad_sums(
                 {dy_rows.data(), x_rows.data(), rows, count, rows, cached, mean.data(), sums, more});
     };
-    NormalizeArgs normalize{data.x.data(), stride,   data.out.data(), stride, rows,  count,
-                            hi.data(),     a.data(), c.data(),        count,  false, false};
-    InputGradArgs input_grad{
-        data.dy.data(), stride,       data.x.data(), stride,   data.out.data(), stride, rows,  count, hi.data(),
-        inv_std.data(), dy_hi.data(), a.data(),      b.data(), c.data(),        count,  false, false};
+    NormalizeArgs normalize{data.x.data(), stride,   data.out.data(), stride, rows,  count, hi.data(),
+                            a.data(),      c.data(), false,           count,  false, false};
+    InputGradArgs input_grad{data.dy.data(), stride,   data.x.data(), stride,         data.out.data(), stride,
+                             rows,           count,    hi.data(),     inv_std.data(), dy_hi.data(),    a.data(),
+                             b.data(),       c.data(), false,         count,          false,           false};
     const auto run_normalize = [&] {
         kernels.plain.normalize[pattern](normalize);
         if (normalize.stream) kernels.finish_streams();

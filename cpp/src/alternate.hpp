@@ -37,19 +37,18 @@ inline void both(const kernels::FlavourKernels& flavour, const kernels::RowGradS
     flavour.grad_sums_and_input_grad(read, write);
 }
 
-// Reduces one slab and applies to another, row by row; either may be none.
+// Reduces one slab and applies to another; either may be none.
 template <class Reduce, class Apply>
 void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written) noexcept {
     const Box& box = stages.box;
     DirectRows from(box, Uses(box, Reduce::access), read.group), to(box, Uses(box, Apply::access), written.group);
     const int64_t reads = read.channels.size(), writes = written.channels.size();
-    Span source, target;
-    Looked looked[most_alternate_block];
-    for (int64_t b = 0; b < writes; ++b) {
-        const int64_t c = written.group * Memory::coefficient_pitch(box) + written.channels.begin + b;
+    // What the kernels look up for a channel.
+    const auto look_up = [&](int64_t c, Looked& at) {
+        const int64_t place = written.group * Memory::coefficient_pitch(box) + c;
         for (int i = 0; i < Apply::coefficients(box); ++i)
-            looked[b][i] = static_cast<const char*>(stages.memory.coefficients[i]) + c * Memory::coefficient_size(box);
-    }
+            at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + place * Memory::coefficient_size(box);
+    };
 
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
         const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
@@ -62,19 +61,27 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
         for (int64_t o = outers.begin; o < outers.end; ++o) {
             from.go_to(o, inners);
             to.go_to(o, inners);
-            for (int64_t b = 0; b < reads || b < writes; ++b) {
-                if (b < reads) from.move(source, read.channels.begin + b);
-                if (b < writes) to.move(target, written.channels.begin + b);
-                const Looked& at = looked[b < writes ? b : 0];
-                const bool stream = streams(stages, target);
+            // As many rows of either as there are, then what is left of one of them.
+            for (int64_t b = 0, some; b < reads || b < writes; b += some) {
+                const Range sources{read.channels.begin + b, read.channels.end};
+                const Range targets{written.channels.begin + b, written.channels.end};
+                const int64_t readable = b < reads ? from.evenly(sources) : 0;
+                const int64_t writable = b < writes ? to.evenly(targets) : 0;
+                some = readable == 0 ? writable : writable == 0 || readable < writable ? readable : writable;
 
-                if (b >= writes)
-                    terms.add(terms.row_args(source, sums[b]));
-                else if (b >= reads)
-                    Apply::write(stages, Apply::args(stages, target, at, stream, false));
+                const auto read_args = [&] { return terms.row_args(from.span(sources.begin, some), sums[b]); };
+                const auto write_args = [&] {
+                    const Span span = to.span(targets.begin, some);
+                    Looked at = {};
+                    look_up(targets.begin, at);
+                    return Apply::args(stages, span, at, streams(stages, span), false);
+                };
+                if (writable == 0)
+                    terms.add(read_args());
+                else if (readable == 0)
+                    Apply::write(stages, write_args());
                 else
-                    both(stages.flavour, terms.row_args(source, sums[b]),
-                         Apply::args(stages, target, at, stream, false));
+                    both(stages.flavour, read_args(), write_args());
             }
         }
         for (int64_t b = 0; b < reads; ++b) {

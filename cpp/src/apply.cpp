@@ -77,12 +77,11 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
     } else if (inners.size() * unit >= long_row_bytes && box.direct()) {
         // In memory order, the channels of an outer index after each other.
         DirectRows rows(box, uses, g);
-        Span span;
         for (int64_t o = outers.begin; o < outers.end; ++o) {
             rows.go_to(o, inners);
-            for (int64_t c = channels.begin; c < channels.end; ++c) {
-                rows.move(span, c);
-                write(span, c - channels.begin);
+            for (int64_t c = channels.begin, some; c < channels.end; c += some) {
+                some = rows.evenly({c, channels.end});
+                write(rows.span(c, some), c - channels.begin);
             }
         }
     } else {

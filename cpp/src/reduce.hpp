@@ -6,7 +6,8 @@
 namespace batchnorm {
 
 // The accumulators of one channel in Pattern::row, and what differences are taken from, in the kernel's type for it.
-// No larger than need be: those of a block that alternates fill half of L1 as it is.
+// No larger than need be: those of a block that alternates fill half of L1 as it is. Kernels that take a row of several
+// channels find those of the next one behind these.
 template <int count>
 struct RowSums {
     alignas(64) double sums[count][kernels::row_accumulators];
@@ -25,6 +26,12 @@ struct RowSums {
         return sum[0];
     }
 };
+
+// From a row's sums to the next row's.
+template <int count>
+int64_t next_channel(const Span& span, const RowSums<count>&) noexcept {
+    return span.next_channel ? static_cast<int64_t>(sizeof(RowSums<count>)) : 0;
+}
 
 // Where the sums of some channels are, or those of their lanes.
 using Sums = double* [sum_count];
@@ -65,7 +72,8 @@ struct MomentSums {
     // The same of each lane of some channels, `fold` times over: in memory, unless they lie so in x.
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
     kernels::RowMomentsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
-        return {span.data[role_x], span.stride[role_x], span.rows, span.n, to.around, to.sums[0], to.sums[1]};
+        return {span.data[role_x], span.stride[role_x], span.rows,  span.n,
+                to.around,         to.sums[0],          to.sums[1], next_channel(span, to)};
     }
     void add(const kernels::RowMomentsArgs& args) const noexcept { stages.kernels.row_moments(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
@@ -140,11 +148,14 @@ struct ProductSums {
     void around(int64_t c, void* to) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
     kernels::RowGradSumsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
-        return {span.data[u],       span.stride[u],    span.data[z],
-                span.stride[z],     span.rows,         span.n,
-                to.around,          to.sums[0],        to.sums[1],
-                stages.activated(), span.data[role_y], span.stride[role_y],
-                span.mask,          span.mask_stride,  stages.epilogue.zeros_count_nothing};
+        return {span.data[u],        span.stride[u],
+                span.data[z],        span.stride[z],
+                span.rows,           span.n,
+                to.around,           to.sums[0],
+                to.sums[1],          next_channel(span, to),
+                stages.activated(),  span.data[role_y],
+                span.stride[role_y], span.mask,
+                span.mask_stride,    stages.epilogue.zeros_count_nothing};
     }
     void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.flavour.row_grad_sums(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {

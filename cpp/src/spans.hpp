@@ -19,11 +19,12 @@ struct Span {
     int64_t first = 0;  // the first element's place in the region's row: in lanes, the offset of per-channel values
     char* data[roles] = {};  // null, with stride 0, for an operand that is not used
     int64_t stride[roles] = {};
+    bool next_channel = false;     // Pattern::row: each row is of the channel after that of the row before
     std::uint8_t* mask = nullptr;  // null where the call has none
     int64_t mask_stride = 0;
 };
 
-// Rows of a group in Pattern::row, one by one, where the box is direct.
+// Rows of a group in Pattern::row, one of each channel, where the box is direct.
 class DirectRows {
   public:
     DirectRows(const Box& box, const Uses& uses, int64_t g) noexcept : box_(box), group_(g) {
@@ -46,16 +47,29 @@ class DirectRows {
         }
     }
 
-    // Moves a span to a channel's row. It has been to others of the same operands before, or is new: clearing it each
-    // time would take as long as the rest.
-    void move(Span& span, int64_t c) const noexcept {
-        span.rows = 1;
+    // How many of these channels, from the first one on, are at one distance from each other.
+    int64_t evenly(Range channels) const noexcept {
+        const Level& level = box_.level[channel];
+        if (level.rank <= 1) return channels.size();
+        const int64_t period = level.size[level.rank - 1], left = period - channels.begin % period;
+        return left < channels.size() ? left : channels.size();
+    }
+
+    // The rows of so many channels from c on, which are at one distance from each other.
+    Span span(int64_t c, int64_t channels) const noexcept {
+        const Level& level = box_.level[channel];
+        Span span;
+        span.rows = channels;
         span.n = inners_.size();
+        span.next_channel = true;
         for (int i = 0; i < count_; ++i) {
             const int r = used_[i];
-            span.data[r] = row_[r] + box_.operand[r].offset(box_.level[channel], channel, c);
+            span.data[r] = row_[r] + box_.operand[r].offset(level, channel, c);
+            span.stride[r] = level.rank == 0 ? 0 : box_.operand[r].stride[channel][level.rank - 1];
         }
-        if (box_.mask) span.mask = box_.mask_at(group_, outer_, c, inners_.begin);
+        span.mask = box_.mask_at(group_, outer_, c, inners_.begin);
+        span.mask_stride = box_.mask_pitch();
+        return span;
     }
 
   private:

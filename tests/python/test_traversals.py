@@ -58,6 +58,7 @@ IN_TURNS = {
     "groups of channels": ((3, 9, 13, 29, 31), (0, 2), None),
     "instances": ((12, 31, 29, 31), (0, 1), None),
     "rows of one turn": ((17, 61, 256), (1,), (0, 1, 2)),
+    "two kept axes, swapped": ((5, 40, 11, 513), (1, 2), (0, 2, 1, 3)),  # rows of 40 channels at one distance
 }
 # All operands together are more than the caches hold, in backward or forward, and the output not yet so large that it
 # goes past them.

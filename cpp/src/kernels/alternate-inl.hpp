@@ -1,4 +1,4 @@
-// alternate: reduces one row and writes another, of the same length, in turns.
+// alternate: reduces rows and writes others, as many and of the same length, in turns.
 //
 // Reading waits for memory, and so does writing past the caches, but not for the same thing: in turns of a KB both
 // together take little longer than either. They share the loop alone.
@@ -20,21 +20,24 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
     static_assert(turn % batchnorm::kernels::row_alignment == 0);
     static_assert(!is_half<T> || turn % batchnorm::kernels::half_row_run == 0);
 
-    Reader reader(read);
-    const Writer writer(write);
-    // What is written is cut where a line of the output starts.
-    const int64_t head = head_of(writer.out(0), turn), n = read.n;
-    int64_t written = 0;
-    if (write.stream) prefetch_to_write(writer.out(0) + n);
-    for (int64_t i = 0; i < n; i += turn) {
-        const int64_t end = i + turn < n ? i + turn : n, until = end + head < n ? end + head : n;
-        reader.add(0, i, end);
-        // Looks the page up that will be written next: streams wait for that (3 to 8 %).
-        prefetch(reinterpret_cast<const char*>(writer.out(0) + until) + 4096);
-        writer.write(0, written, until);
-        written = until;
+    const int64_t n = read.n;
+    for (int64_t row = 0; row < read.rows; ++row) {
+        Reader reader(read, row);
+        const Writer writer(write, row);
+        // What is written is cut where a line of the output starts.
+        const int64_t head = head_of(writer.out(), turn);
+        int64_t written = 0;
+        if (write.stream) prefetch_to_write(writer.out() + n);
+        for (int64_t i = 0; i < n; i += turn) {
+            const int64_t end = i + turn < n ? i + turn : n, until = end + head < n ? end + head : n;
+            reader.add(row, i, end);
+            // Looks the page up that will be written next: streams wait for that (3 to 8 %).
+            prefetch(reinterpret_cast<const char*>(writer.out() + until) + 4096);
+            writer.write(written, until, false);
+            written = until;
+        }
+        reader.store();
     }
-    reader.store();
 }
 
 template <class T, class Reader, template <class, Pattern, Flavour> class Writer>

@@ -33,10 +33,12 @@ class RowGradSums {
   public:
     using Args = RowGradSumsArgs;
 
-    explicit RowGradSums(const RowGradSumsArgs& args)
-        : args_(args), mean_(*static_cast<const Run<T>*>(args.mean)), sums_({args.sum_dy, args.sum_dy_xmu}) {}
+    RowGradSums(const RowGradSumsArgs& args, int64_t row)
+        : args_(args),
+          mean_(*row_at<Run<T>>(args.mean, args.next_channel, row)),
+          sums_(Accumulators{args.sum_dy, args.sum_dy_xmu}.of_row(args, row)) {}
 
-    // As RowOfSums::add.
+    // As RowMoments'.
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
         const GradientRow<T> at = {row_at<T>(args_.dy, args_.dy_stride, row), row_at<T>(args_.x, args_.x_stride, row),
                                    args_.y ? row_at<T>(args_.y, args_.y_stride, row) : nullptr,
@@ -55,13 +57,6 @@ class RowGradSums {
     const Run<T> mean_;
     RowOfSums<T> sums_;
 };
-
-template <class T, Flavour flavour>
-void grad_sums_row(const RowGradSumsArgs& args) noexcept {
-    RowGradSums<T, flavour> sums(args);
-    for (int64_t row = 0; row < args.rows; ++row) sums.add(row, 0, args.n);
-    sums.store();
-}
 
 template <class T, Flavour flavour, bool cached>
 void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
@@ -126,7 +121,8 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
 
 template <class T>
 void row_grad_sums_full(const RowGradSumsArgs& args) noexcept {
-    only_masks(args) ? grad_sums_row<T, Flavour::masked>(args) : grad_sums_row<T, Flavour::full>(args);
+    only_masks(args) ? reduce_rows<RowGradSums<T, Flavour::masked>>(args)
+                     : reduce_rows<RowGradSums<T, Flavour::full>>(args);
 }
 template <class T>
 void lane_grad_sums_full(const LaneGradSumsArgs& args) noexcept {

@@ -15,17 +15,24 @@ class InputGradient {
   public:
     using Args = InputGradArgs;
 
-    explicit InputGradient(const InputGradArgs& args)
-        : args_(args), hi_(args.hi), inv_std_(args.inv_std), dy_hi_(args.dy_hi), a_(args.a), b_(args.b), c_(args.c) {}
+    InputGradient(const InputGradArgs& args, int64_t row)
+        : args_(args),
+          row_(row),
+          channel_(channel_of(args, row)),
+          hi_(args.hi, channel_),
+          inv_std_(args.inv_std, channel_),
+          dy_hi_(args.dy_hi, channel_),
+          a_(args.a, channel_),
+          b_(args.b, channel_),
+          c_(args.c, channel_) {}
 
-    const T* out(int64_t row) const { return row_at<T>(args_.dx, args_.dx_stride, row); }
+    const T* out() const { return row_at<T>(args_.dx, args_.dx_stride, row_); }
 
     // As Normalizer's.
-    [[gnu::always_inline]] void write(int64_t row, int64_t begin, int64_t end) const {
-        const Place place(args_, row, begin);
-        const bool goes_on = row + row_distance < args_.rows;
+    [[gnu::always_inline]] void write(int64_t begin, int64_t end, bool fetches) const {
+        const Place place(args_, row_, begin);
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
-            if (goes_on) {
+            if (fetches) {
                 prefetch(reinterpret_cast<const char*>(place.dy + i) + args_.dy_stride * row_distance);
                 prefetch(reinterpret_cast<const char*>(place.x + i) + args_.x_stride * row_distance);
             }
@@ -34,11 +41,11 @@ class InputGradient {
         for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, place.dx.head(end - begin), args_.period,
                                                              step);
     }
-    [[gnu::always_inline]] void write_across(int64_t row, int64_t rows) const {
+    [[gnu::always_inline]] void write_across(int64_t rows) const {
         const InputGradArgs args = args_;  // which is not in memory that the rows may overwrite
         const auto step = [&](int64_t i, int64_t, auto... left) __attribute__((always_inline)) {
             const auto looked = look_up(i, left...);
-            for (int64_t r = row; r < row + rows; ++r) write_vectors(Place(args, r, 0), looked, i, i, left...);
+            for (int64_t r = row_; r < row_ + rows; ++r) write_vectors(Place(args, r, 0), looked, i, i, left...);
         };
         for_each_vector<Row::width, Row::in_step, Row::in_step>(args.n, 0, args.n, step);
     }
@@ -50,13 +57,14 @@ class InputGradient {
     // What the full flavour does besides, in a row.
     struct More {
         const InputGradArgs& args;
-        int64_t begin;
+        const int64_t begin, of_row;
         const T *y = nullptr, *v = nullptr;
         const A* weights = nullptr;
         const std::uint8_t* mask = nullptr;
         Row dresidual{nullptr, false};
 
-        More(const InputGradArgs& args_, int64_t row, int64_t begin_) : args(args_), begin(begin_) {
+        More(const InputGradArgs& args_, int64_t row, int64_t begin_)
+            : args(args_), begin(begin_), of_row(channel_of(args_, row)) {
             if constexpr (!is_full(flavour)) return;
             if (args.y) y = row_at<T>(args.y, args.y_stride, row) + begin;
             if (args.v) v = row_at<T>(args.v, args.v_stride, row) + begin;
@@ -91,8 +99,8 @@ class InputGradient {
         template <class... Left>
         void add(Vec<A>& rest, int64_t i, int64_t channel, Left... left) const {
             if (flavour != Flavour::full || !v) return;
-            const Vec<A> difference = load(v + i, left...) - PerChannel<A, pattern>(args.v_hi).at(channel, left...);
-            rest = fma(PerChannel<A, pattern>(args.d).at(channel, left...), difference, rest);
+            const PerChannel<A, pattern> v_hi(args.v_hi, of_row), d(args.d, of_row);
+            rest = fma(d.at(channel, left...), load(v + i, left...) - v_hi.at(channel, left...), rest);
         }
     };
 
@@ -153,6 +161,7 @@ class InputGradient {
     }
 
     const InputGradArgs& args_;
+    const int64_t row_, channel_;
     const PerChannel<A, pattern> hi_, inv_std_, dy_hi_, a_, b_, c_;
 };
 

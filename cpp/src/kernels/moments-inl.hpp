@@ -16,10 +16,12 @@ class RowMoments {
   public:
     using Args = RowMomentsArgs;
 
-    explicit RowMoments(const RowMomentsArgs& args)
-        : args_(args), pivot_(scalar<Arithmetic<T>>(args.pivot)), sums_({args.sum, args.sum_sq}) {}
+    RowMoments(const RowMomentsArgs& args, int64_t row)
+        : args_(args),
+          pivot_(*row_at<Arithmetic<T>>(args.pivot, args.next_channel, row)),
+          sums_(Accumulators{args.sum, args.sum_sq}.of_row(args, row)) {}
 
-    // As RowOfSums::add.
+    // As RowOfSums::add, of a row of its channel.
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
         const T* x = row_at<T>(args_.x, args_.x_stride, row);
         sums_.add(begin, end,
@@ -39,13 +41,6 @@ class RowMoments {
     const Arithmetic<T> pivot_;
     RowOfSums<T> sums_;
 };
-
-template <class T>
-void moments_row(const RowMomentsArgs& args) noexcept {
-    RowMoments<T> moments(args);
-    for (int64_t row = 0; row < args.rows; ++row) moments.add(row, 0, args.n);
-    moments.store();
-}
 
 template <class T>
 void moments_lane(const LaneMomentsArgs& args) noexcept {

@@ -12,29 +12,33 @@ class Normalizer {
   public:
     using Args = NormalizeArgs;
 
-    explicit Normalizer(const NormalizeArgs& args)
-        : args_(args), hi_(args.hi), scale_(args.scale), shift_(args.shift) {}
+    Normalizer(const NormalizeArgs& args, int64_t row)
+        : args_(args),
+          row_(row),
+          channel_(channel_of(args, row)),
+          hi_(args.hi, channel_),
+          scale_(args.scale, channel_),
+          shift_(args.shift, channel_) {}
 
-    const T* out(int64_t row) const { return row_at<T>(args_.y, args_.y_stride, row); }
+    const T* out() const { return row_at<T>(args_.y, args_.y_stride, row_); }
 
-    // Elements of a row; in Pattern::lane all of them.
-    [[gnu::always_inline]] void write(int64_t row, int64_t begin, int64_t end) const {
-        Place place(args_, row, begin, begin);
-        const bool goes_on = row + row_distance < args_.rows;
+    // Elements of the row, in Pattern::lane all of them; and whether to fetch those of a row to come.
+    [[gnu::always_inline]] void write(int64_t begin, int64_t end, bool fetches) const {
+        Place place(args_, row_, begin, begin);
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
-            if (goes_on) prefetch(reinterpret_cast<const char*>(place.x + i) + args_.x_stride * row_distance);
+            if (fetches) prefetch(reinterpret_cast<const char*>(place.x + i) + args_.x_stride * row_distance);
             write_vectors(place, look_up(channel, left...), i, begin + i, left...);
         };
         for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, place.y.head(end - begin), args_.period,
                                                              step);
     }
 
-    // So many rows of Pattern::lane.
-    [[gnu::always_inline]] void write_across(int64_t row, int64_t rows) const {
+    // This row and those after it, so many, in Pattern::lane.
+    [[gnu::always_inline]] void write_across(int64_t rows) const {
         const NormalizeArgs args = args_;  // which is not in memory that the rows may overwrite
         const auto step = [&](int64_t i, int64_t, auto... left) __attribute__((always_inline)) {
             const auto looked = look_up(i, left...);
-            for (int64_t r = row; r < row + rows; ++r) {
+            for (int64_t r = row_; r < row_ + rows; ++r) {
                 Place place(args, r, 0, i);
                 write_vectors(place, looked, i, i, left...);
             }
@@ -108,6 +112,7 @@ class Normalizer {
     }
 
     const NormalizeArgs& args_;
+    const int64_t row_, channel_;
     const PerChannel<A, pattern> hi_, scale_, shift_;
 };
 

@@ -268,14 +268,15 @@ struct RowWriter {
     }
 };
 
-// A per-channel value, in the type of the arithmetic: one for the whole row, or one for each of its elements.
+// A per-channel value, in the type of the arithmetic: one for the whole row, that of a channel, or one for each of its
+// elements.
 template <class T, Pattern pattern>
 struct PerChannel;
 
 template <class T>
 struct PerChannel<T, Pattern::row> {
     Vec<T> value;
-    explicit PerChannel(const void* p) : value(Vec<T>::all(*static_cast<const T*>(p))) {}
+    PerChannel(const void* p, int64_t channel) : value(Vec<T>::all(static_cast<const T*>(p)[channel])) {}
     template <class... Left>
     Vec<T> at(int64_t, Left...) const {
         return value;
@@ -285,30 +286,35 @@ struct PerChannel<T, Pattern::row> {
 template <class T>
 struct PerChannel<T, Pattern::lane> {
     const T* p;
-    explicit PerChannel(const void* p_) : p(static_cast<const T*>(p_)) {}
+    PerChannel(const void* p_, int64_t) : p(static_cast<const T*>(p_)) {}
     template <class... Left>
     Vec<T> at(int64_t i, Left... left) const {
         return Vec<T>::load(p + i, left...);
     }
 };
 
-// The kernels of a writer: Writer<T, pattern, flavour> writes rows of one element type,
+// Where a row's value is, of those that Pattern::row looks up.
+template <class Args>
+int64_t channel_of(const Args& args, int64_t row) {
+    return args.next_channel ? row : 0;
+}
+
+// The kernels of a writer: Writer<T, pattern, flavour> writes a row of one element type,
 template <class Writer>
 void write_rows(const typename Writer::Args& args) noexcept {
-    const Writer writer(args);
     for (int64_t row = 0; row < args.rows; ++row) {
-        if (args.stream) prefetch_to_write(writer.out(row) + args.n);
-        writer.write(row, 0, args.n);
+        const Writer writer(args, row);
+        if (args.stream) prefetch_to_write(writer.out() + args.n);
+        writer.write(0, args.n, !(args.next_channel && args.stream) && row + row_distance < args.rows);
     }
 }
 
-// or some of them at a time, vector by vector.
+// or some at a time from this one on, vector by vector.
 template <class Writer>
 void write_across(const typename Writer::Args& args) noexcept {
     constexpr int64_t rows = 4;
-    const Writer writer(args);
     for (int64_t row = 0; row < args.rows; row += rows)
-        writer.write_across(row, row + rows < args.rows ? rows : args.rows - row);
+        Writer(args, row).write_across(row + rows < args.rows ? rows : args.rows - row);
 }
 
 template <class Writer, Pattern pattern>

@@ -35,6 +35,11 @@ struct Accumulators {
     double *first, *second;
 
     Accumulators at(int64_t lane) const { return {first + lane, second + lane}; }
+    // Those of a row of Pattern::row.
+    template <class Args>
+    Accumulators of_row(const Args& args, int64_t row) const {
+        return {row_at<double>(first, args.next_channel, row), row_at<double>(second, args.next_channel, row)};
+    }
 };
 
 template <class R>
@@ -176,6 +181,17 @@ class RowOfSums {
     const Accumulators to_;
     Held sums_[held];
 };
+
+// The kernel of a reader: Reader adds rows of a channel up.
+template <class Reader>
+void reduce_rows(const typename Reader::Args& args) noexcept {
+    for (int64_t row = 0; row < args.rows;) {
+        Reader reader(args, row);
+        do reader.add(row++, 0, args.n);
+        while (row < args.rows && args.next_channel == 0);
+        reader.store();
+    }
+}
 
 // step(begin, end) for runs of a block's rows. The rows that are left of whole blocks are runs of one: where there are
 // few in all, no others would take off what a single rounding of their sum adds.

@@ -6,7 +6,8 @@
 // A kernel is serial, allocates nothing, never fails and sees rows of n contiguous elements, `rows` of them: each
 // operand's rows its own number of bytes apart, or, where lanes are reduced, wherever pointers say. A per-channel value
 // is either one for the whole row (Pattern::row, channels-first: a row lies inside one channel) or one for each element
-// of it (Pattern::lane, channels-last).
+// of it (Pattern::lane, channels-last). In Pattern::row the rows of a call are those of one channel, or of channels
+// that follow each other, one of each.
 #pragma once
 
 #include <cstdint>
@@ -35,9 +36,10 @@ struct RowMomentsArgs {
     const void* x;
     std::int64_t x_stride;
     std::int64_t rows, n;
-    const void* pivot;  // of the type of the arithmetic
-    double* sum;        // += x - pivot
-    double* sum_sq;     // += (x - pivot)^2
+    const void* pivot;          // of the type of the arithmetic
+    double* sum;                // += x - pivot
+    double* sum_sq;             // += (x - pivot)^2
+    std::int64_t next_channel;  // bytes to those of the next row's channel; 0: it is the same
 };
 
 // How far ahead of their reading rows of lanes are fetched.
@@ -66,9 +68,10 @@ struct RowGradSumsArgs {
     const void* x;
     std::int64_t x_stride;
     std::int64_t rows, n;
-    const void* mean;    // float64; for 16-bit elements float
-    double* sum_dy;      // += dy
-    double* sum_dy_xmu;  // += dy * (x - mean)
+    const void* mean;           // float64; for 16-bit elements float
+    double* sum_dy;             // += dy
+    double* sum_dy_xmu;         // += dy * (x - mean)
+    std::int64_t next_channel;  // as in RowMomentsArgs
     Activated activated{};
     const void* y = nullptr;
     std::int64_t y_stride = 0;
@@ -122,6 +125,7 @@ struct NormalizeArgs {
     std::int64_t y_stride;
     std::int64_t rows, n;
     const void *hi, *scale, *shift;  // of the type of the arithmetic
+    bool next_channel;               // Pattern::row: each row's are those after the row's before; or they are the same
     std::int64_t period;
     bool stream;  // write past the caches, which y would only sweep
     bool across;  // Pattern::lane, of what caches hold: some rows at a time, so that less is looked up; n is the period
@@ -144,6 +148,7 @@ struct InputGradArgs {
     std::int64_t dx_stride;
     std::int64_t rows, n;
     const void *hi, *inv_std, *dy_hi, *a, *b, *c;  // of the type of the arithmetic
+    bool next_channel;                             // as in NormalizeArgs
     std::int64_t period;
     bool stream, across;     // as in NormalizeArgs
     bool ignores_x = false;  // as if b were 0, whatever x is
