@@ -50,9 +50,9 @@ struct Coefficients {
 
 // Rows of all channels that follow each other without a gap become one row.
 template <class Terms>
-void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept {
+void apply(const Stages& stages, const Region& region, int worker) noexcept {
     const Box& box = stages.box;
-    const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
+    const auto [g, channels, outers, inners] = region;
     const int64_t unit = item_size(box.dtype);
     const Coefficients<Terms> coefficients(stages, g, channels, worker);
     const WorkerMemory memory = stages.memory.worker(box, worker);
@@ -65,8 +65,8 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
         Terms::write(stages, Terms::args(stages, span, at, !across && streams(stages, span), across));
     };
     if (box.pattern == Pattern::lane) {
-        const Region region{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};
-        for_each_span(box, region, uses, tiles, [&](Span span) {
+        const Region lanes{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};
+        for_each_span(box, lanes, uses, tiles, [&](Span span) {
             const bool across = coefficients.slow(span.n) && goes_across(stages, span);
             if (!across && span.n == box.lanes() && gapless(box, span, uses)) {
                 span.n *= span.rows;
@@ -92,9 +92,9 @@ void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worke
     if (stages.stream) stages.kernels.finish_streams();
 }
 
-template void apply<Normalize>(const Stages&, int64_t, int64_t, Range, int) noexcept;
-template void apply<Scale>(const Stages&, int64_t, int64_t, Range, int) noexcept;
-template void apply<ScaleActivated>(const Stages&, int64_t, int64_t, Range, int) noexcept;
-template void apply<InputGrad>(const Stages&, int64_t, int64_t, Range, int) noexcept;
+template void apply<Normalize>(const Stages&, const Region&, int) noexcept;
+template void apply<Scale>(const Stages&, const Region&, int) noexcept;
+template void apply<ScaleActivated>(const Stages&, const Region&, int) noexcept;
+template void apply<InputGrad>(const Stages&, const Region&, int) noexcept;
 
 }  // namespace batchnorm

@@ -104,9 +104,8 @@ using InputGrad = InputGradOf<true>;
 using Scale = NormalizeFrom<role_dy>;
 using ScaleActivated = InputGradOf<false>;
 
-// A chunk of some channels.
 template <class Terms>
-void apply(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept;
+void apply(const Stages& stages, const Region& region, int worker) noexcept;
 
 // Whether rows of the output can be streamed with profit. The lines at their ends are not, unless they are whole ones:
 // that costs more than streaming saves where there is little between them. A tile is read again at once, to unpack it.

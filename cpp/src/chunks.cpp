@@ -11,11 +11,19 @@ constexpr int64_t most_lane_chunks = 256;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
+constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
 }  // namespace
 
 Chunks::Chunks(const Box& box) noexcept
     : Chunks(box, {target_elements, box.lanes(), least_chunk_rows, most_lane_chunks}) {}
+
+Chunks Chunks::to_write(const Box& box) noexcept {
+    if (box.pattern == Pattern::lane) return Chunks(box);
+    // All channels of an outer index before the next one.
+    const int64_t outers = max(1, target_elements / (box.channels() * box.inners()));
+    return Chunks(box, {min(target_elements, outers * box.inners()), 0, 0, 0});
+}
 
 Chunks::Chunks(const Box& box, const Grain& grain) noexcept
     : outer_step(1),

@@ -34,9 +34,8 @@ struct Run {
                 if constexpr (Reduce::alternates) each_alternately<Reduce, Apply>(merge);
                 return;
             case Traversal::slabs:
-                return each_slab<Reduce>(merge, [&](int64_t g, Range channels, int worker) {
-                    each_chunk([&](int64_t k) { batchnorm::apply<Apply>(stages, g, k, channels, worker); });
-                });
+                return each_slab<Reduce>(
+                    merge, [&](int64_t g, Range channels, int worker) { apply_slab<Apply>(g, channels, worker); });
             case Traversal::two_passes: reduce<Reduce>(merge); return apply<Apply>();
         }
     }
@@ -50,14 +49,14 @@ struct Run {
         }
         each_block(team, plan.channel_block, [&](int64_t g, Range channels, int worker) {
             (reduce_slab(reductions, g, channels, worker), ...);
-            each_chunk([&](int64_t k) { batchnorm::apply<Apply>(stages, g, k, channels, worker); });
+            apply_slab<Apply>(g, channels, worker);
         });
     }
 
     template <class Reduce, class Merge>
     void reduce(const Merge& merge) const noexcept {
         if (plan.traversal != Traversal::two_passes) return each_slab<Reduce>(merge, [](int64_t, Range, int) {});
-        each_piece([&](int64_t g, int64_t k, Range channels, int worker) {
+        each_piece(stages.chunks, [&](int64_t g, int64_t k, Range channels, int worker) {
             batchnorm::reduce<Reduce>(stages, g, k, channels, worker);
         });
         each_statistic(stages.chunks.count(), merge);
@@ -65,8 +64,9 @@ struct Run {
 
     template <class Apply>
     void apply() const noexcept {
-        each_piece([&](int64_t g, int64_t k, Range channels, int worker) {
-            batchnorm::apply<Apply>(stages, g, k, channels, worker);
+        const Chunks chunks = Chunks::to_write(stages.box);
+        each_piece(chunks, [&](int64_t g, int64_t k, Range channels, int worker) {
+            batchnorm::apply<Apply>(stages, {g, channels, chunks.outer_range(k), chunks.inner_range(k)}, worker);
         });
     }
 
@@ -90,26 +90,25 @@ struct Run {
                      [&](int64_t task, int worker) { body(task / blocks, block_range(task % blocks, block), worker); });
     }
 
-    // body(k) for every chunk.
-    template <class Body>
-    void each_chunk(const Body& body) const noexcept {
-        for (int64_t k = 0; k < stages.chunks.count(); ++k) body(k);
-    }
-
     // body(g, k, channels, worker) for every chunk of every block of channels, in memory order.
     template <class Body>
-    void each_piece(const Body& body) const noexcept {
-        const int64_t blocks = count_blocks(plan.channel_block), chunks = stages.chunks.count();
-        parallel_for(team, stages.box.groups() * chunks * blocks, [&](int64_t task, int worker) {
-            const int64_t g = task / (chunks * blocks), k = task / blocks % chunks;
+    void each_piece(const Chunks& chunks, const Body& body) const noexcept {
+        const int64_t blocks = count_blocks(plan.channel_block), count = chunks.count();
+        parallel_for(team, stages.box.groups() * count * blocks, [&](int64_t task, int worker) {
+            const int64_t g = task / (count * blocks), k = task / blocks % count;
             body(g, k, block_range(task % blocks, plan.channel_block), worker);
         });
     }
 
     template <class Terms, class Merge>
     void reduce_slab(const Reduction<Terms, Merge>& reduction, int64_t g, Range channels, int worker) const noexcept {
-        each_chunk([&](int64_t k) { batchnorm::reduce<Terms>(stages, g, k, channels, worker); });
+        for (int64_t k = 0; k < stages.chunks.count(); ++k) batchnorm::reduce<Terms>(stages, g, k, channels, worker);
         reduction.merge(g, channels);
+    }
+    template <class Apply>
+    void apply_slab(int64_t g, Range channels, int worker) const noexcept {
+        const Range outers{0, stages.box.outers()}, inners{0, stages.box.inners()};
+        batchnorm::apply<Apply>(stages, {g, channels, outers, inners}, worker);
     }
 
     // Block by block: reduce, merge and then(g, channels, worker).
