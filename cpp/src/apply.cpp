@@ -5,8 +5,6 @@
 namespace batchnorm {
 namespace {
 
-// Rows of less are taken channel by channel: a kernel call for each would cost more than their order brings.
-constexpr int64_t long_row_bytes = 1024;
 // What kernels may look up, for L1 to hold it beside the rows that it is for.
 constexpr int64_t looked_up_in_l1 = 24 << 10;
 
@@ -53,7 +51,6 @@ template <class Terms>
 void apply(const Stages& stages, const Region& region, int worker) noexcept {
     const Box& box = stages.box;
     const auto [g, channels, outers, inners] = region;
-    const int64_t unit = item_size(box.dtype);
     const Coefficients<Terms> coefficients(stages, g, channels, worker);
     const WorkerMemory memory = stages.memory.worker(box, worker);
     const Tiles& tiles = memory.tiles;
@@ -74,7 +71,7 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
             }
             write(span, span.first, across);
         });
-    } else if (inners.size() * unit >= long_row_bytes && box.direct()) {
+    } else if (box.direct()) {
         // In memory order, the channels of an outer index after each other.
         DirectRows rows(box, uses, g);
         for (int64_t o = outers.begin; o < outers.end; ++o) {

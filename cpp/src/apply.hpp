@@ -1,6 +1,7 @@
 // The writers: what they read, and which kernel writes it.
 #pragma once
 
+#include "plan.hpp"
 #include "stages.hpp"
 
 namespace batchnorm {
@@ -114,7 +115,7 @@ inline bool streams(const Stages& stages, const Span& span) noexcept {
     const int64_t unit = item_size(stages.box.dtype), row_bytes = span.n * unit;
     const auto ends =
         reinterpret_cast<std::uintptr_t>(span.data[role_out]) | static_cast<std::uintptr_t>(span.stride[role_out]);
-    if (row_bytes >= 1024) return ends % static_cast<std::uintptr_t>(unit) == 0;
+    if (row_bytes >= least_streamed_row_bytes) return ends % static_cast<std::uintptr_t>(unit) == 0;
     return ends % 64 == 0 && row_bytes % 64 == 0;
 }
 

@@ -132,7 +132,8 @@ struct Uses {
 };
 
 // kept[axis] says which axes keep their statistics. x has been validated and has at least one element; the other views
-// may be null, and have x's shape otherwise.
-Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]) noexcept;
+// may be null, and have x's shape otherwise. Planes of at most so many elements become lanes.
+Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank],
+                 int64_t most_plane = most_plane_lanes) noexcept;
 
 }  // namespace batchnorm

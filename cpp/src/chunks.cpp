@@ -9,7 +9,6 @@ constexpr int64_t target_elements = 32768;
 constexpr int64_t least_chunk_rows = 128;
 constexpr int64_t most_lane_chunks = 256;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
@@ -18,10 +17,10 @@ constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 Chunks::Chunks(const Box& box) noexcept
     : Chunks(box, {target_elements, box.lanes(), least_chunk_rows, most_lane_chunks}) {}
 
-Chunks Chunks::to_write(const Box& box) noexcept {
+Chunks Chunks::to_write(const Box& box, int threads) noexcept {
     if (box.pattern == Pattern::lane) return Chunks(box);
     // All channels of an outer index before the next one.
-    const int64_t outers = max(1, target_elements / (box.channels() * box.inners()));
+    const int64_t outers = even_share(box.outers(), max(1, target_elements / (box.channels() * box.inners())), threads);
     return Chunks(box, {min(target_elements, outers * box.inners()), 0, 0, 0});
 }
 

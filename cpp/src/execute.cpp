@@ -25,6 +25,15 @@ std::size_t measure(const Problem& problem, const PreparedParts& prepared) noexc
 
 }  // namespace
 
+// A mask lies as the box does, and must do so for all functions.
+int64_t most_plane(const Problem& problem) noexcept {
+    if (sums(problem.op, problem.options) > 0 || problem.mask) return most_plane_lanes;
+    const View& x = *problem.views[role_x];
+    int64_t bytes = item_size(x.dtype);
+    for (int d = 0; d < x.rank; ++d) bytes *= x.shape[d];
+    return most_written_plane(x.dtype, bytes);
+}
+
 // They may all have to be packed: a view that repeats one element is never direct.
 std::size_t measure_any(Problem problem) noexcept {
     View repeated = *problem.views[role_x];

@@ -10,6 +10,9 @@
 
 namespace batchnorm {
 
+// As canonicalize().
+int64_t most_plane(const Problem& problem) noexcept;
+
 // Everything that is known of a part of a problem before it has memory.
 struct Prepared {
     Box box;
@@ -17,7 +20,9 @@ struct Prepared {
     Team team;
 
     Prepared(const Problem& problem, const Part& part) noexcept
-        : box(problem.box_of(part)), chunks(box), team(make_team(problem.options, box.elements())) {}
+        : box(problem.box_of(part, most_plane(problem))),
+          chunks(box),
+          team(make_team(problem.options, box.elements())) {}
 
     Memory lay_out(Arena& arena, const Problem& problem) const noexcept {
         return Memory(arena, box, chunks, team.threads, sums(problem.op, problem.options));

@@ -21,7 +21,6 @@ constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
 constexpr int64_t slab_bytes = 1 << 20;
 constexpr int64_t row_bytes_in_l1 = 28 << 10;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
 // About so many channels, which end where a cache line does; all of them if they are no more.
@@ -33,7 +32,15 @@ int64_t whole_lines(int64_t channels, const Box& box) noexcept {
     return channels > step ? channels / step * step : step;
 }
 
-Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads) noexcept {
+// All channels, or as many as make a task.
+Plan plan_written_rows(const Box& box, int threads) noexcept {
+    const Chunks chunks = Chunks::to_write(box, threads);
+    const int64_t most = ceil_div(task_elements, chunks.values(0));
+    const bool all = most >= box.channels() && chunks.count() * box.groups() >= threads;
+    return {Traversal::two_passes, all ? box.channels() : even_share(box.channels(), most, threads)};
+}
+
+Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads) noexcept {
     // Channels that together are contiguous for long, if they still fit the cache and there is work for all.
     const int64_t row_bytes = box.inners() * item_size(box.dtype);
     const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
@@ -41,12 +48,12 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads)) block /= 2;
 
     // Weighted elements are not reduced in turns.
-    if (reduces && box.direct() && !box.operand[role_weights].data && row_bytes >= least_row_bytes &&
+    if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_row_bytes &&
         channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads)
         return {Traversal::alternate, min(block, most_alternate_block)};
 
     const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
-    if (reduces && channel_bytes * block <= cached_bytes && slabs >= threads) return {Traversal::slabs, block};
+    if (channel_bytes * block <= cached_bytes && slabs >= threads) return {Traversal::slabs, block};
     const int64_t task = min(ceil_div(task_elements, chunks.values(0)), box.channels());
     return {Traversal::two_passes, task > block ? task : block};
 }
@@ -64,17 +71,25 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
     // thread.
     const int64_t fitting = min(slab_bytes / (box.outers() * unit * tensors), in_l1);
     if (reduces && fitting * unit >= least_row_bytes && box.groups() * all * unit >= least_share_bytes * threads) {
-        const int64_t parts = ceil_div(ceil_div(all, fitting), threads) * threads;
-        return {Traversal::slabs, blocks_of(ceil_div(all, parts))};
+        return {Traversal::slabs, blocks_of(even_share(all, fitting, threads))};
     }
-    return {Traversal::two_passes, blocks_of(ceil_div(all, ceil_div(all, in_l1)))};
+    return {Traversal::two_passes, blocks_of(even_share(all, in_l1, 1))};
 }
 
 }  // namespace
 
+// Rows look up one value of each kind, where lanes look up as many as they have elements. But lanes are written past
+// the caches, whose rows are joined.
+int64_t most_written_plane(DType dtype, int64_t bytes) noexcept {
+    constexpr int64_t short_plane = 100;
+    return bytes < streamed_bytes[0] ? short_plane
+                                     : min(least_streamed_row_bytes / item_size(dtype) - 1, most_plane_lanes);
+}
+
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more) noexcept {
-    Plan plan = box.pattern == Pattern::row ? plan_rows(box, chunks, tensors + more, reduces, threads)
-                                            : plan_lanes(box, tensors + more, reduces, threads);
+    Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads)
+                : reduces                    ? plan_rows(box, chunks, tensors + more, threads)
+                                             : plan_written_rows(box, threads);
     plan.cached = box.elements() * item_size(box.dtype) * (tensors + 1 + more) <= shared_cache_bytes;
     plan.stream = box.elements() * item_size(box.dtype) >= streamed_bytes[reduces ? tensors : 0];
     return plan;

@@ -19,6 +19,12 @@ struct Plan {
     bool stream = false;    // whether outputs are written past them
 };
 
+// Shorter rows are not written past the caches: more of them would be the lines at their ends, which are not.
+inline constexpr int64_t least_streamed_row_bytes = 1024;
+
+// The largest planes that are lanes where nothing is added up, for an output of so many bytes.
+int64_t most_written_plane(DType dtype, int64_t bytes) noexcept;
+
 // For a call that reads `tensors` operands, to reduce them or only to apply, on so many threads; and has some `more`
 // that go into what it writes, or are written too.
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more = 0) noexcept;

@@ -64,7 +64,7 @@ struct Run {
 
     template <class Apply>
     void apply() const noexcept {
-        const Chunks chunks = Chunks::to_write(stages.box);
+        const Chunks chunks = Chunks::to_write(stages.box, team.threads);
         each_piece(chunks, [&](int64_t g, int64_t k, Range channels, int worker) {
             batchnorm::apply<Apply>(stages, {g, channels, chunks.outer_range(k), chunks.inner_range(k)}, worker);
         });

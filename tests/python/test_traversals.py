@@ -71,6 +71,7 @@ STREAMED = {
     "streamed rows": ((62, 37, 53, 55), 1, None),
     "streamed rows of whole lines": ((87, 80, 30, 32), 1, None),
     "streamed planes": ((450, 320, 7, 7), 1, None),
+    "streamed planes of 15x15": ((410, 71, 15, 15), 1, None),
     "streamed NC, joined": ((99201, 67), 1, None),
     "streamed NC of 3": ((2170003, 3), 1, None),
     "streamed NC, columns": ((3255, 2003), 1, None),

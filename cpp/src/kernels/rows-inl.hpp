@@ -47,7 +47,7 @@ template <class T, class... Left>
 void store(Vec<Arithmetic<T>> v, T* p, Left... left) {
     v.store(p, left...);
 }
-// Of 16 bits through a small array, so that no memory past n is touched.
+// Of 16 bits through a small array, so that no memory past n is touched, unless Vec's header has a better way.
 template <class T>
     requires is_half<T>
 Vec<float> load(const T* p, int n) {

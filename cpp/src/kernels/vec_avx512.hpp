@@ -17,6 +17,8 @@ struct Vec<float> {
     using Mask = __mmask16;
     __m512 r;
 
+    static __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
     static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
     static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
     void store(float* p) const { _mm512_storeu_ps(p, r); }
@@ -31,9 +33,6 @@ struct Vec<float> {
         return _mm512_cmp_ps_mask(zero, zero, _CMP_UNORD_Q) == 0;
     }
     static Mask mask_of(unsigned bits) { return static_cast<Mask>(bits); }
-
-  private:
-    static __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 };
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.r, b.r)}; }
@@ -125,22 +124,33 @@ inline __m256i halves(Vec<float> v, const BFloat16*) {
 }
 
 inline __m256i load_halves(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-inline Vec<float> load(const Half* p) { return {_mm512_cvtph_ps(load_halves(p))}; }
+inline __m256i load_halves(const void* p, int n) { return _mm256_maskz_loadu_epi16(Vec<float>::first_lanes(n), p); }
+inline Vec<float> widened(__m256i elements, const Half*) { return {_mm512_cvtph_ps(elements)}; }
 // Each to the upper half of a float; the lower one is 0.
 inline __m512i spread() {
     return _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1,
                             0, 0, 0);
 }
-inline Vec<float> load(const BFloat16* p) {
-    const __m512i elements = _mm512_castsi256_si512(load_halves(p));
-    return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, spread(), elements))};
+inline Vec<float> widened(__m256i elements, const BFloat16*) {
+    const __m512i words = _mm512_castsi256_si512(elements);
+    return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, spread(), words))};
 }
+inline Vec<float> load(const Half* p) { return widened(load_halves(p), p); }
+inline Vec<float> load(const Half* p, int n) { return widened(load_halves(p, n), p); }
+inline Vec<float> load(const BFloat16* p) { return widened(load_halves(p), p); }
+inline Vec<float> load(const BFloat16* p, int n) { return widened(load_halves(p, n), p); }
 template <class T>
 void store_halves(Vec<float> v, T* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves(v, p));
 }
+template <class T>
+void store_halves(Vec<float> v, T* p, int n) {
+    _mm256_mask_storeu_epi16(p, Vec<float>::first_lanes(n), halves(v, p));
+}
 inline void store(Vec<float> v, Half* p) { store_halves(v, p); }
+inline void store(Vec<float> v, Half* p, int n) { store_halves(v, p, n); }
 inline void store(Vec<float> v, BFloat16* p) { store_halves(v, p); }
+inline void store(Vec<float> v, BFloat16* p, int n) { store_halves(v, p, n); }
 template <class T>
 void stream_halves(Vec<float> v, T* p) {
     _mm256_stream_si256(reinterpret_cast<__m256i*>(p), halves(v, p));
