@@ -71,8 +71,7 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
             }
             write(span, span.first, across);
         });
-    } else if (box.direct()) {
-        // In memory order, the channels of an outer index after each other.
+    } else if (box.direct() && box.channels_follow()) {
         DirectRows rows(box, uses, g);
         for (int64_t o = outers.begin; o < outers.end; ++o) {
             rows.go_to(o, inners);

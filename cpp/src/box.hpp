@@ -115,6 +115,14 @@ struct Box {
         return true;
     }
 
+    // Whether, in memory, a row of each channel comes before the next outer index. The rows of a plane with gaps
+    // between them are outer, and come before the next channel.
+    bool channels_follow() const noexcept {
+        if (level[outer].rank == 0 || level[channel].rank == 0) return true;
+        const Operand& x = operand[role_x];
+        return x.stride[outer][level[outer].rank - 1] >= x.stride[channel][0];
+    }
+
     // The level along which kernels see rows of contiguous elements.
     constexpr LevelName row_level() const noexcept { return pattern == Pattern::row ? inner : channel; }
 };

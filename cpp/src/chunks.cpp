@@ -18,7 +18,7 @@ Chunks::Chunks(const Box& box) noexcept
     : Chunks(box, {target_elements, box.lanes(), least_chunk_rows, most_lane_chunks}) {}
 
 Chunks Chunks::to_write(const Box& box, int threads) noexcept {
-    if (box.pattern == Pattern::lane) return Chunks(box);
+    if (box.pattern == Pattern::lane || !box.channels_follow()) return Chunks(box);
     // All channels of an outer index before the next one.
     const int64_t outers = even_share(box.outers(), max(1, target_elements / (box.channels() * box.inners())), threads);
     return Chunks(box, {min(target_elements, outers * box.inners()), 0, 0, 0});

@@ -26,12 +26,11 @@ std::size_t measure(const Problem& problem, const PreparedParts& prepared) noexc
 }  // namespace
 
 // A mask lies as the box does, and must do so for all functions.
-int64_t most_plane(const Problem& problem) noexcept {
-    if (sums(problem.op, problem.options) > 0 || problem.mask) return most_plane_lanes;
-    const View& x = *problem.views[role_x];
-    int64_t bytes = item_size(x.dtype);
-    for (int d = 0; d < x.rank; ++d) bytes *= x.shape[d];
-    return most_written_plane(x.dtype, bytes);
+Box box_of(const Problem& problem, const Part& part) noexcept {
+    const Box box = problem.box_of(part);
+    if (box.plane == 1 || sums(problem.op, problem.options) > 0 || problem.mask) return box;
+    const Box to_write = problem.box_of(part, most_written_plane(box.dtype, box.elements() * item_size(box.dtype)));
+    return to_write.direct() ? to_write : box;  // short rows are packed one by one
 }
 
 // They may all have to be packed: a view that repeats one element is never direct.

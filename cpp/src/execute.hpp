@@ -10,8 +10,8 @@
 
 namespace batchnorm {
 
-// As canonicalize().
-int64_t most_plane(const Problem& problem) noexcept;
+// A part's box, for the CPU.
+Box box_of(const Problem& problem, const Part& part) noexcept;
 
 // Everything that is known of a part of a problem before it has memory.
 struct Prepared {
@@ -20,9 +20,7 @@ struct Prepared {
     Team team;
 
     Prepared(const Problem& problem, const Part& part) noexcept
-        : box(problem.box_of(part, most_plane(problem))),
-          chunks(box),
-          team(make_team(problem.options, box.elements())) {}
+        : box(box_of(problem, part)), chunks(box), team(make_team(problem.options, box.elements())) {}
 
     Memory lay_out(Arena& arena, const Problem& problem) const noexcept {
         return Memory(arena, box, chunks, team.threads, sums(problem.op, problem.options));

@@ -44,7 +44,7 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads) n
     // Channels that together are contiguous for long, if they still fit the cache and there is work for all.
     const int64_t row_bytes = box.inners() * item_size(box.dtype);
     const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
-    int64_t block = min(ceil_div(contiguous_bytes, row_bytes), box.channels());
+    int64_t block = box.channels_follow() ? min(ceil_div(contiguous_bytes, row_bytes), box.channels()) : 1;
     while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads)) block /= 2;
 
     // Weighted elements are not reduced in turns.
