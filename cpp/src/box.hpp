@@ -56,8 +56,9 @@ inline constexpr int64_t most_folded_lanes = 256;
 
 // Planes of at most so many elements are lanes, if there are enough of them to each channel.
 inline constexpr int64_t most_plane_lanes = 256;
-// So many rows make it worth while to gather the sums of several lanes.
+// So many rows make it worth while to gather the sums of several lanes, and of many.
 inline constexpr int64_t least_lane_rows = 8;
+inline constexpr int64_t long_plane = 100, least_long_lane_rows = 16;
 
 struct Box {
     Level level[levels];

@@ -109,7 +109,7 @@ int64_t flatten_planes(Dimensions& dims, int64_t most) noexcept {
     while (first > 0 && dims.at[first - 1].level == inner) plane *= dims.at[--first].size;
     for (int i = 0; i < first; ++i)
         if (dims.at[i].level == outer) rows *= dims.at[i].size;
-    if (plane == 1 || plane > most || rows < least_lane_rows) return 1;
+    if (plane == 1 || plane > most || rows < (plane > long_plane ? least_long_lane_rows : least_lane_rows)) return 1;
     if (first == 0 || dims.at[first - 1].level != channel) return 1;
     for (int i = first; i < dims.count; ++i) dims.at[i].level = channel;
     return plane;

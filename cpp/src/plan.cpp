@@ -17,6 +17,8 @@ constexpr int64_t contiguous_bytes = 98304;
 // Of each row, a task should read so much; and a thread so much, or its writing takes lines from its neighbour's
 // caches.
 constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
+// Shorter rows are too short to be read and written in turns.
+constexpr int64_t least_alternate_row_bytes = 256;
 // Pattern::lane. A block of columns, in L2; and of it, rows of all operands and their coefficients, in L1.
 constexpr int64_t slab_bytes = 1 << 20;
 constexpr int64_t row_bytes_in_l1 = 28 << 10;
@@ -48,7 +50,7 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads) n
     while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads)) block /= 2;
 
     // Weighted elements are not reduced in turns.
-    if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_row_bytes &&
+    if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_alternate_row_bytes &&
         channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads)
         return {Traversal::alternate, min(block, most_alternate_block)};
 
@@ -81,8 +83,7 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
 // Rows look up one value of each kind, where lanes look up as many as they have elements. But lanes are written past
 // the caches, whose rows are joined.
 int64_t most_written_plane(DType dtype, int64_t bytes) noexcept {
-    constexpr int64_t short_plane = 100;
-    return bytes < streamed_bytes[0] ? short_plane
+    return bytes < streamed_bytes[0] ? long_plane
                                      : min(least_streamed_row_bytes / item_size(dtype) - 1, most_plane_lanes);
 }
 

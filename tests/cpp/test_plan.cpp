@@ -57,10 +57,13 @@ void ways() {
              // Planes.
              {{9, 333, 2}, {1}, lane, 2, 1, passes, passes},
              {{255, 43, 7, 7}, {1}, lane, 49, 1, slabs, slabs},
-             {{8, 20, 13, 13}, {1}, lane, 169, 1, slabs, slabs},
+             {{8, 24, 10, 10}, {1}, lane, 100, 1, slabs, slabs},
+             {{16, 20, 13, 13}, {1}, lane, 169, 1, slabs, slabs},
              {{257, 9, 255}, {1}, lane, 255, 1, slabs, slabs},
-             {{9, 19, 16, 16}, {1}, lane, 256, 1, slabs, slabs},
+             {{17, 19, 16, 16}, {1}, lane, 256, 1, slabs, slabs},
              {{7, 37, 7, 7}, {1}, row, 1, 1, slabs, slabs},
+             {{8, 20, 101}, {1}, row, 1, 1, alternate, alternate},
+             {{15, 20, 13, 13}, {1}, row, 1, 1, alternate, alternate},
              {{9, 19, 257}, {1}, row, 1, 1, alternate, alternate},
              // Columns.
              {{500, 700}, {1}, lane, 1, 1, passes, passes},
@@ -116,7 +119,7 @@ void check_plan(const Box& box, const Plan& plan) {
 // Every number of lanes and every small plane, with every way to call.
 void blocks_fit() {
     for (const DType dtype : {DType::f32, DType::f64, DType::f16})
-        for (const int64_t outers : {1, 7, 8, 255, 300, 2000, 200000})
+        for (const int64_t outers : {1, 7, 8, 15, 16, 255, 300, 2000, 200000})
             for (const int64_t plane : {1, 2, 3, 4, 49, 64, 127, 128, 169, 254, 255, 256, 257, 1024})
                 for (int64_t channels = 1; channels <= 5000; channels += channels < 300 ? 1 : 97) {
                     if (quick() && channels % 7 != 1) continue;

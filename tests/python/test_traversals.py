@@ -26,9 +26,10 @@ FOLDED = {
 PLANES = {
     "planes of 2": ((9, 333, 2), 1, None),
     "planes of 7x7, blocks of 16 channels": ((255, 43, 7, 7), 1, None),
-    "planes of 13x13": ((8, 20, 13, 13), 1, None),
+    "planes of 10x10": ((8, 24, 10, 10), 1, None),
+    "planes of 13x13": ((16, 20, 13, 13), 1, None),
     "planes of 255": ((257, 9, 255), 1, None),
-    "planes of 16x16": ((9, 19, 16, 16), 1, None),
+    "planes of 16x16": ((17, 19, 16, 16), 1, None),
     "planes in slabs": ((270, 86, 5, 5), 1, None),
     "planes of two kept axes": ((11, 6, 9, 14), (1, 2), None),
     "planes in groups": ((4, 10, 29, 20), (0, 2), None),
@@ -36,6 +37,8 @@ PLANES = {
     "planes of samples": ((7, 37, 9, 11), 1, (2, 1, 3, 0)),
     # One less or more: rows.
     "7 samples": ((7, 37, 7, 7), 1, None),
+    "8 samples of 101": ((8, 20, 101), 1, None),
+    "15 samples of 13x13": ((15, 20, 13, 13), 1, None),
     "planes of 257": ((9, 19, 257), 1, None),
 }
 COLUMNS = {
