@@ -4,6 +4,8 @@
 // rows that lie far apart are slow to read, as each starts a page anew (docs/performance.md).
 #pragma once
 
+#include <cstring>
+
 #include "apply.hpp"
 #include "plan.hpp"
 #include "reduce.hpp"
@@ -54,10 +56,8 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
         const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
         const Reduce terms(stages, read.group, k);
         RowSums<Reduce::sums> sums[most_alternate_block];
-        for (int64_t b = 0; b < reads; ++b) {
-            sums[b].clear();
-            terms.around(read.channels.begin + b, sums[b].around);
-        }
+        std::memset(sums, 0, static_cast<std::size_t>(reads) * sizeof *sums);
+        for (int64_t b = 0; b < reads; ++b) terms.around(read.channels.begin + b, sums[b].around);
         for (int64_t o = outers.begin; o < outers.end; ++o) {
             from.go_to(o, inners);
             to.go_to(o, inners);

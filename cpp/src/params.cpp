@@ -48,15 +48,17 @@ void store(char* p, DType dtype, double value) noexcept {
 // Calls visit(byte offset) for each element of a view, in C order.
 template <class AnyView, class Visit>
 void for_each_element(const AnyView& view, const Visit& visit) noexcept {
-    int64_t count = 1;
-    for (int d = 0; d < view.rank; ++d) count *= view.shape[d];
-    for (int64_t i = 0; i < count; ++i) {
-        int64_t offset = 0, place = i;
-        for (int d = view.rank - 1; d >= 0; --d) {
+    const int last = view.rank - 1;
+    const int64_t n = last < 0 ? 1 : view.shape[last], stride = last < 0 ? 0 : view.stride[last];
+    int64_t rows = 1;
+    for (int d = 0; d < last; ++d) rows *= view.shape[d];
+    for (int64_t row = 0; row < rows; ++row) {
+        int64_t offset = 0, place = row;
+        for (int d = last - 1; d >= 0; --d) {
             offset += place % view.shape[d] * view.stride[d];
             place /= view.shape[d];
         }
-        visit(offset);
+        for (int64_t i = 0; i < n; ++i, offset += stride) visit(offset);
     }
 }
 

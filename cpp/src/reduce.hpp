@@ -20,10 +20,15 @@ struct RowSums {
 
     // The sum of one of the sets, which it uses up.
     double total(int which) noexcept {
-        double* const sum = sums[which];
-        for (int half = kernels::row_accumulators / 2; half > 0; half /= 2)
-            for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-        return sum[0];
+        add_halves<kernels::row_accumulators / 2>(sums[which]);
+        return sums[which][0];
+    }
+
+  private:
+    template <int half>
+    static void add_halves(double* sum) noexcept {
+        for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+        if constexpr (half > 1) add_halves<half / 2>(sum);
     }
 };
 
