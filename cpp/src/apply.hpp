@@ -115,7 +115,9 @@ inline bool streams(const Stages& stages, const Span& span) noexcept {
     const int64_t unit = item_size(stages.box.dtype), row_bytes = span.n * unit;
     const auto ends =
         reinterpret_cast<std::uintptr_t>(span.data[role_out]) | static_cast<std::uintptr_t>(span.stride[role_out]);
-    if (row_bytes >= least_streamed_row_bytes) return ends % static_cast<std::uintptr_t>(unit) == 0;
+    const bool joined = span.rows > 1 && span.stride[role_out] == row_bytes;
+    if (row_bytes >= (joined ? least_joined_row_bytes : least_streamed_row_bytes))
+        return ends % static_cast<std::uintptr_t>(unit) == 0;
     return ends % 64 == 0 && row_bytes % 64 == 0;
 }
 

@@ -80,11 +80,11 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
 
 }  // namespace
 
-// Rows look up one value of each kind, where lanes look up as many as they have elements. But lanes are written past
-// the caches, whose rows are joined.
+// Rows look up one value of each kind, where lanes look up as many as they have elements. But past the caches the
+// rows of lanes are joined, and those of rows have lines in common.
 int64_t most_written_plane(DType dtype, int64_t bytes) noexcept {
     return bytes < streamed_bytes[0] ? long_plane
-                                     : min(least_streamed_row_bytes / item_size(dtype) - 1, most_plane_lanes);
+                                     : min(least_joined_row_bytes / item_size(dtype) - 1, most_plane_lanes);
 }
 
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more) noexcept {

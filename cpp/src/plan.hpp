@@ -19,8 +19,9 @@ struct Plan {
     bool stream = false;    // whether outputs are written past them
 };
 
-// Shorter rows are not written past the caches: more of them would be the lines at their ends, which are not.
-inline constexpr int64_t least_streamed_row_bytes = 1024;
+// Shorter rows are not written past the caches: too much of them would be the lines at their ends, which are not; or,
+// where they share these without a gap, which are put together first.
+inline constexpr int64_t least_streamed_row_bytes = 1024, least_joined_row_bytes = 256;
 
 // The largest planes that are lanes where nothing is added up, for an output of so many bytes.
 int64_t most_written_plane(DType dtype, int64_t bytes) noexcept;

@@ -4,6 +4,7 @@ of channels read and written in turns, outputs past the caches. With operands of
 tests/cpp/test_plan.cpp says which of them a shape gets.
 """
 
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
@@ -252,6 +253,38 @@ def test_bits_in_float64_for_any_alignment(name):
             got = write(placed(x, (offset * 3) % 64), placed(dy, offset), place.array)
             assert same_bits(got, write(x, dy, None)), (call, offset)
             assert place.untouched_around(), (call, offset)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_lines_that_streamed_rows_share(dtype):
+    dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    x, dy, axis = inputs(((40 if dtype == np.float64 else 160, 37, 53, 43), 1, None), dtype)
+    for call, write in writers(x, dy, axis, threads=2).items():
+        want = write(x[:3].copy(), dy[:3].copy(), None) if call == "inference" else None  # through the caches
+        for offset in (0, dtype.itemsize, 48):
+            place = Guarded(x, offset)
+            got = write(placed(x, 16), placed(dy, 32), place.array)
+            assert want is None or same_bits(got[: len(want)], want), (call, offset)
+            assert place.untouched_around(), (call, offset)
+            want = got.copy()
+
+
+@pytest.mark.parametrize("plane", [(53, 43), (11, 11)])
+def test_lines_that_activated_rows_share(plane):
+    x, _, axis = inputs(((10**7 // (37 * plane[0] * plane[1]), 37, *plane), 1, None))
+    gamma, beta = random_params(x, axis)
+    y, saved = bn.batch_norm(x, gamma, beta)
+    for offset in (0, 4, 48):
+        place = Guarded(x, offset)
+        out, rest = place.array, (gamma, beta)
+        got, activated = bn.batch_norm(x, *rest, activation="relu", out=out, threads=2)
+        assert np.array_equal(got, np.maximum(y, 0)), offset
+        dx = bn.batch_norm_backward(x, x, activated, gamma, out=out).dx.copy()
+        assert same_bits(dx, bn.batch_norm_backward(np.where(y > 0, x, 0), x, saved, gamma).dx), offset
+        bn.batch_norm_inference(x, saved.mean, saved.var, *rest, activation="relu", out=out)
+        want = bn.batch_norm_inference(x, saved.mean, saved.var, *rest)
+        assert np.array_equal(out, np.maximum(want, 0)), offset
+        assert place.untouched_around(), offset
 
 
 @pytest.mark.parametrize("name", ALL | STREAMED)

@@ -21,13 +21,14 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
     static_assert(!is_half<T> || turn % batchnorm::kernels::half_row_run == 0);
 
     const int64_t n = read.n;
+    auto seams = Writer::seams(write);
     for (int64_t row = 0; row < read.rows; ++row) {
         Reader reader(read, row);
-        const Writer writer(write, row);
+        const Writer writer(write, row, seams.ends(row));
         // What is written is cut where a line of the output starts.
         const int64_t head = head_of(writer.out(), turn);
         int64_t written = 0;
-        if (write.stream) prefetch_to_write(writer.out() + n);
+        if (write.stream && !seams.behind(row)) prefetch_to_write(writer.out() + n);
         for (int64_t i = 0; i < n; i += turn) {
             const int64_t end = i + turn < n ? i + turn : n, until = end + head < n ? end + head : n;
             reader.add(row, i, end);
@@ -36,6 +37,7 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
             writer.write(written, until, false);
             written = until;
         }
+        seams.close(row);
         reader.store();
     }
 }

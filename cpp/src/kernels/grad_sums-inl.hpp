@@ -113,8 +113,8 @@ void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
 
 template <class T, Flavour flavour>
 void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
-    // The full flavour has too much else to do.
-    if constexpr (flavour != Flavour::full)
+    // The full flavour and 16 bits have too much else to do.
+    if constexpr (flavour != Flavour::full && !is_half<T>)
         if (args.cached) return grad_sums_lane_of<T, flavour, true>(args);
     grad_sums_lane_of<T, flavour, false>(args);
 }

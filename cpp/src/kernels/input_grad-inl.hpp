@@ -15,10 +15,11 @@ class InputGradient {
   public:
     using Args = InputGradArgs;
 
-    InputGradient(const InputGradArgs& args, int64_t row)
+    InputGradient(const InputGradArgs& args, int64_t row, const Ends<T>& ends)
         : args_(args),
           row_(row),
           channel_(channel_of(args, row)),
+          ends_(ends),
           hi_(args.hi, channel_),
           inv_std_(args.inv_std, channel_),
           dy_hi_(args.dy_hi, channel_),
@@ -26,11 +27,15 @@ class InputGradient {
           b_(args.b, channel_),
           c_(args.c, channel_) {}
 
+    static auto seams(const InputGradArgs& args) {
+        return Seams<T>(args.dx, args.dx_stride, args.n, args.rows, flavour != Flavour::plain && args.stream);
+    }
+
     const T* out() const { return row_at<T>(args_.dx, args_.dx_stride, row_); }
 
     // As Normalizer's.
     [[gnu::always_inline]] void write(int64_t begin, int64_t end, bool fetches) const {
-        const Place place(args_, row_, begin);
+        const Place place(args_, row_, begin, ends_);
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (fetches) {
                 prefetch(reinterpret_cast<const char*>(place.dy + i) + args_.dy_stride * row_distance);
@@ -110,10 +115,10 @@ class InputGradient {
         const Row dx;
         const More more;
 
-        Place(const InputGradArgs& args, int64_t row, int64_t begin)
+        Place(const InputGradArgs& args, int64_t row, int64_t begin, const Ends<T>& ends = {})
             : dy(row_at<T>(args.dy, args.dy_stride, row) + begin),
               x(row_at<T>(args.x, args.x_stride, row) + begin),
-              dx{row_at<T>(args.dx, args.dx_stride, row) + begin, args.stream},
+              dx{row_at<T>(args.dx, args.dx_stride, row) + begin, args.stream, ends},
               more(args, row, begin) {}
     };
 
@@ -162,6 +167,7 @@ class InputGradient {
 
     const InputGradArgs& args_;
     const int64_t row_, channel_;
+    const Ends<T> ends_;
     const PerChannel<A, pattern> hi_, inv_std_, dy_hi_, a_, b_, c_;
 };
 

@@ -12,19 +12,24 @@ class Normalizer {
   public:
     using Args = NormalizeArgs;
 
-    Normalizer(const NormalizeArgs& args, int64_t row)
+    Normalizer(const NormalizeArgs& args, int64_t row, const Ends<T>& ends)
         : args_(args),
           row_(row),
           channel_(channel_of(args, row)),
+          ends_(ends),
           hi_(args.hi, channel_),
           scale_(args.scale, channel_),
           shift_(args.shift, channel_) {}
+
+    static auto seams(const NormalizeArgs& args) {
+        return Seams<T>(args.y, args.y_stride, args.n, args.rows, flavour != Flavour::plain && args.stream);
+    }
 
     const T* out() const { return row_at<T>(args_.y, args_.y_stride, row_); }
 
     // Elements of the row, in Pattern::lane all of them; and whether to fetch those of a row to come.
     [[gnu::always_inline]] void write(int64_t begin, int64_t end, bool fetches) const {
-        Place place(args_, row_, begin, begin);
+        Place place(args_, row_, begin, begin, ends_);
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (fetches) prefetch(reinterpret_cast<const char*>(place.x + i) + args_.x_stride * row_distance);
             write_vectors(place, look_up(channel, left...), i, begin + i, left...);
@@ -56,9 +61,9 @@ class Normalizer {
         Row y;
         MaskWriter mask;
 
-        Place(const NormalizeArgs& args, int64_t row, int64_t begin, int64_t bit)
+        Place(const NormalizeArgs& args, int64_t row, int64_t begin, int64_t bit, const Ends<T>& ends = {})
             : x(row_at<T>(args.x, args.x_stride, row) + begin),
-              y{row_at<T>(args.y, args.y_stride, row) + begin, args.stream} {
+              y{row_at<T>(args.y, args.y_stride, row) + begin, args.stream, ends} {
             if constexpr (!is_full(flavour)) return;
             if (args.residual) residual = row_at<T>(args.residual, args.residual_stride, row) + begin;
             if (args.mask) mask = {args.mask + args.mask_stride * row, bit};
@@ -113,6 +118,7 @@ class Normalizer {
 
     const NormalizeArgs& args_;
     const int64_t row_, channel_;
+    const Ends<T> ends_;
     const PerChannel<A, pattern> hi_, scale_, shift_;
 };
 

@@ -233,12 +233,79 @@ enum class Flavour { plain, streaming, full, masked };
 // Whether a kernel does what full ones do.
 constexpr bool is_full(Flavour flavour) { return flavour == Flavour::full || flavour == Flavour::masked; }
 
+// Where the ends of a row are written that are not whole lines: where they are, or to lines kept elsewhere.
+template <class T>
+struct Ends {
+    const T *head_end = nullptr, *tail_begin = nullptr;
+    T *head = nullptr, *tail = nullptr;
+
+    T* place(T* at) const {
+        const auto in_line = reinterpret_cast<std::uintptr_t>(at) % 64 / sizeof(T);
+        if (head && at < head_end) return head + in_line;
+        return tail && at >= tail_begin ? tail + in_line : at;
+    }
+};
+
+// Rows that are streamed and follow each other without a gap share lines. Each is put together here, from the end of
+// one row and the start of the next, so that it goes past the caches as a whole.
+template <class T>
+class Seams {
+  public:
+    Seams(void* out, int64_t stride, int64_t n, int64_t rows, bool streams)
+        : out_(static_cast<T*>(out)),
+          n_(n),
+          rows_(rows),
+          joined_(streams && stride == n * static_cast<int64_t>(sizeof(T)) && n > 2 * line_of<T>) {}
+
+    // Whether a row shares a line with the one before it, and with the one behind it.
+    bool before(int64_t row) const { return joined_ && row > 0 && row < rows_ && address(row) % 64 != 0; }
+    bool behind(int64_t row) const { return before(row + 1); }
+
+    Ends<T> ends(int64_t row) { return joined_ ? shared_ends(row) : Ends<T>{}; }
+
+    // When a row is written: streams the line that it shares with the one before.
+    void close(int64_t row) const {
+        if (before(row)) stream_line_of(row);
+    }
+
+  private:
+    [[gnu::noinline]] Ends<T> shared_ends(int64_t row) {
+        Ends<T> ends;
+        if (before(row)) {
+            ends.head_end = line_at(row) + line_of<T>;
+            ends.head = lines_[(row - 1) % 2];
+        }
+        if (behind(row)) {
+            ends.tail_begin = line_at(row + 1);
+            ends.tail = lines_[row % 2];
+        }
+        return ends;
+    }
+
+    [[gnu::noinline]] void stream_line_of(int64_t row) const {
+        __asm__ volatile("" ::: "memory");  // what was written as T is read as float
+        const auto* from = reinterpret_cast<const float*>(lines_[(row - 1) % 2]);
+        auto* to = reinterpret_cast<float*>(line_at(row));
+        for (int i = 0; i < line_of<float>; i += Vec<float>::width) Vec<float>::load(from + i).stream(to + i);
+    }
+
+    std::uintptr_t address(int64_t row) const { return reinterpret_cast<std::uintptr_t>(out_ + row * n_); }
+    // That in which a row starts.
+    T* line_at(int64_t row) const { return reinterpret_cast<T*>(address(row) / 64 * 64); }
+
+    T* const out_;
+    const int64_t n_, rows_;
+    const bool joined_;
+    alignas(64) T lines_[2][line_of<T>];
+};
+
 // How a row is written. Past the caches go whole lines alone: one that is written partly so and partly through them
 // costs more than it saves.
 template <class T, Flavour flavour>
 struct RowWriter {
     T* row;
     bool streams;
+    Ends<T> ends{};
 
     static constexpr int width = Vec<Arithmetic<T>>::width;
     // Whether two vectors are written at a time, which takes fewer operations. Not in the full flavour: weights may be
@@ -259,7 +326,9 @@ struct RowWriter {
         else
             store(v, row + i);
     }
-    void write(Vec<Arithmetic<T>> v, int64_t i, int n) const { store(v, row + i, n); }
+    void write(Vec<Arithmetic<T>> v, int64_t i, int n) const {
+        store(v, flavour == Flavour::plain ? row + i : ends.place(row + i), n);
+    }
     void write(Vec<Arithmetic<T>> a, Vec<Arithmetic<T>> b, int64_t i) const {
         if (past_caches())
             stream_two(a, b, row + i);
@@ -302,10 +371,12 @@ int64_t channel_of(const Args& args, int64_t row) {
 // The kernels of a writer: Writer<T, pattern, flavour> writes a row of one element type,
 template <class Writer>
 void write_rows(const typename Writer::Args& args) noexcept {
+    auto seams = Writer::seams(args);
     for (int64_t row = 0; row < args.rows; ++row) {
-        const Writer writer(args, row);
-        if (args.stream) prefetch_to_write(writer.out() + args.n);
+        const Writer writer(args, row, seams.ends(row));
+        if (args.stream && !seams.behind(row)) prefetch_to_write(writer.out() + args.n);
         writer.write(0, args.n, !(args.next_channel && args.stream) && row + row_distance < args.rows);
+        seams.close(row);
     }
 }
 
@@ -314,7 +385,7 @@ template <class Writer>
 void write_across(const typename Writer::Args& args) noexcept {
     constexpr int64_t rows = 4;
     for (int64_t row = 0; row < args.rows; row += rows)
-        Writer(args, row).write_across(row + rows < args.rows ? rows : args.rows - row);
+        Writer(args, row, {}).write_across(row + rows < args.rows ? rows : args.rows - row);
 }
 
 template <class Writer, Pattern pattern>
