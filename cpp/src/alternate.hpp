@@ -45,12 +45,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
     const Box& box = stages.box;
     DirectRows from(box, Uses(box, Reduce::access), read.group), to(box, Uses(box, Apply::access), written.group);
     const int64_t reads = read.channels.size(), writes = written.channels.size();
-    // What the kernels look up for a channel.
-    const auto look_up = [&](int64_t c, Looked& at) {
-        const int64_t place = written.group * Memory::coefficient_pitch(box) + c;
-        for (int i = 0; i < Apply::coefficients(box); ++i)
-            at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + place * Memory::coefficient_size(box);
-    };
+    const int64_t unit = Memory::coefficient_size(box), first = written.group * Memory::coefficient_pitch(box);
 
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
         const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
@@ -73,7 +68,9 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 const auto write_args = [&] {
                     const Span span = to.span(targets.begin, some);
                     Looked at = {};
-                    look_up(targets.begin, at);
+                    for (int i = 0; i < Apply::coefficients(box); ++i)
+                        at[i] =
+                            static_cast<const char*>(stages.memory.coefficients[i]) + (first + targets.begin) * unit;
                     return Apply::args(stages, span, at, streams(stages, span), false);
                 };
                 if (writable == 0)

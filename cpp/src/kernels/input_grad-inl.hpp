@@ -18,14 +18,13 @@ class InputGradient {
     InputGradient(const InputGradArgs& args, int64_t row, const Ends<T>& ends)
         : args_(args),
           row_(row),
-          channel_(channel_of(args, row)),
           ends_(ends),
-          hi_(args.hi, channel_),
-          inv_std_(args.inv_std, channel_),
-          dy_hi_(args.dy_hi, channel_),
-          a_(args.a, channel_),
-          b_(args.b, channel_),
-          c_(args.c, channel_) {}
+          hi_(args.hi, args, row),
+          inv_std_(args.inv_std, args, row),
+          dy_hi_(args.dy_hi, args, row),
+          a_(args.a, args, row),
+          b_(args.b, args, row),
+          c_(args.c, args, row) {}
 
     static auto seams(const InputGradArgs& args) {
         return Seams<T>(args.dx, args.dx_stride, args.n, args.rows, flavour != Flavour::plain && args.stream);
@@ -62,14 +61,13 @@ class InputGradient {
     // What the full flavour does besides, in a row.
     struct More {
         const InputGradArgs& args;
-        const int64_t begin, of_row;
+        const int64_t row, begin;
         const T *y = nullptr, *v = nullptr;
         const A* weights = nullptr;
         const std::uint8_t* mask = nullptr;
         Row dresidual{nullptr, false};
 
-        More(const InputGradArgs& args_, int64_t row, int64_t begin_)
-            : args(args_), begin(begin_), of_row(channel_of(args_, row)) {
+        More(const InputGradArgs& args_, int64_t row_, int64_t begin_) : args(args_), row(row_), begin(begin_) {
             if constexpr (!is_full(flavour)) return;
             if (args.y) y = row_at<T>(args.y, args.y_stride, row) + begin;
             if (args.v) v = row_at<T>(args.v, args.v_stride, row) + begin;
@@ -104,7 +102,7 @@ class InputGradient {
         template <class... Left>
         void add(Vec<A>& rest, int64_t i, int64_t channel, Left... left) const {
             if (flavour != Flavour::full || !v) return;
-            const PerChannel<A, pattern> v_hi(args.v_hi, of_row), d(args.d, of_row);
+            const PerChannel<A, pattern> v_hi(args.v_hi, args, row), d(args.d, args, row);
             rest = fma(d.at(channel, left...), load(v + i, left...) - v_hi.at(channel, left...), rest);
         }
     };
@@ -166,7 +164,7 @@ class InputGradient {
     }
 
     const InputGradArgs& args_;
-    const int64_t row_, channel_;
+    const int64_t row_;
     const Ends<T> ends_;
     const PerChannel<A, pattern> hi_, inv_std_, dy_hi_, a_, b_, c_;
 };

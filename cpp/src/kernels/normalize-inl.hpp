@@ -15,11 +15,10 @@ class Normalizer {
     Normalizer(const NormalizeArgs& args, int64_t row, const Ends<T>& ends)
         : args_(args),
           row_(row),
-          channel_(channel_of(args, row)),
           ends_(ends),
-          hi_(args.hi, channel_),
-          scale_(args.scale, channel_),
-          shift_(args.shift, channel_) {}
+          hi_(args.hi, args, row),
+          scale_(args.scale, args, row),
+          shift_(args.shift, args, row) {}
 
     static auto seams(const NormalizeArgs& args) {
         return Seams<T>(args.y, args.y_stride, args.n, args.rows, flavour != Flavour::plain && args.stream);
@@ -117,7 +116,7 @@ class Normalizer {
     }
 
     const NormalizeArgs& args_;
-    const int64_t row_, channel_;
+    const int64_t row_;
     const Ends<T> ends_;
     const PerChannel<A, pattern> hi_, scale_, shift_;
 };

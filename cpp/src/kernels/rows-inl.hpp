@@ -345,7 +345,9 @@ struct PerChannel;
 template <class T>
 struct PerChannel<T, Pattern::row> {
     Vec<T> value;
-    PerChannel(const void* p, int64_t channel) : value(Vec<T>::all(static_cast<const T*>(p)[channel])) {}
+    template <class Args>
+    PerChannel(const void* p, const Args& args, int64_t row)
+        : value(Vec<T>::all(static_cast<const T*>(p)[args.next_channel ? row : 0])) {}
     template <class... Left>
     Vec<T> at(int64_t, Left...) const {
         return value;
@@ -355,18 +357,13 @@ struct PerChannel<T, Pattern::row> {
 template <class T>
 struct PerChannel<T, Pattern::lane> {
     const T* p;
-    PerChannel(const void* p_, int64_t) : p(static_cast<const T*>(p_)) {}
+    template <class Args>
+    PerChannel(const void* p_, const Args&, int64_t) : p(static_cast<const T*>(p_)) {}
     template <class... Left>
     Vec<T> at(int64_t i, Left... left) const {
         return Vec<T>::load(p + i, left...);
     }
 };
-
-// Where a row's value is, of those that Pattern::row looks up.
-template <class Args>
-int64_t channel_of(const Args& args, int64_t row) {
-    return args.next_channel ? row : 0;
-}
 
 // The kernels of a writer: Writer<T, pattern, flavour> writes a row of one element type,
 template <class Writer>
