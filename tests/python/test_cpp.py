@@ -16,7 +16,9 @@ def dev(tmp_path_factory):
 
 @pytest.mark.parametrize("isa", isas())
 def test_instruction_set(dev, isa):
-    ctest(dev, BATCHNORM_ISA=isa, BATCHNORM_TEST_ISA=isa)
+    """All cases with the best one; fewer with the others, which test_isa.py runs through the Python tests besides."""
+    fewer = {} if isa == isas()[0] else {"BATCHNORM_TEST_QUICK": "1"}
+    ctest(dev, "-E", "bench_kernels", BATCHNORM_ISA=isa, BATCHNORM_TEST_ISA=isa, **fewer)
 
 
 def test_best_instruction_set_is_the_default(dev):
@@ -39,7 +41,7 @@ def test_failures_are_failures(dev):
 def test_posix_threads(dev, tmp_path):
     build = rebuilt(dev, tmp_path / "build", "--preset", "dev", "-DBATCHNORM_OPENMP=OFF")
     assert "threads by POSIX threads" in run(build / "tests/cpp/test_batchnorm_hpp")
-    ctest(build)
+    ctest(build, "-E", "bench_kernels", BATCHNORM_TEST_QUICK="1")
 
 
 def test_sanitizers(tmp_path):
@@ -48,7 +50,9 @@ def test_sanitizers(tmp_path):
     flags = ["-fsanitize=address,undefined", "-o", tmp_path / "empty"]
     if subprocess.run([tool("g++"), program, *flags], capture_output=True, check=False).returncode != 0:
         pytest.skip("the compiler has no sanitizer runtime")
-    ctest(cmake_build(ROOT, tmp_path / "build", "--preset", "asan"))
+    build = cmake_build(ROOT, tmp_path / "build", "--preset", "asan")
+    ctest(build, "-E", "bits")
+    ctest(build, "-R", "bits", BATCHNORM_TEST_QUICK="1")  # the same traversals of large arrays, over and over
 
 
 def test_emulated_gpu(dev, tmp_path):
