@@ -8,6 +8,8 @@ constexpr int64_t target_elements = 32768;
 // Channels-last: rows of a chunk, so that its row of slots stays a few per cent of what is read, and chunks at most.
 constexpr int64_t least_chunk_rows = 128;
 constexpr int64_t most_lane_chunks = 256;
+// So many that it does not matter how they share out among threads.
+constexpr int64_t most_uneven_chunks = 32;
 
 constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
@@ -15,7 +17,13 @@ constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 }  // namespace
 
 Chunks::Chunks(const Box& box) noexcept
-    : Chunks(box, {target_elements, box.lanes(), least_chunk_rows, most_lane_chunks}) {}
+    : Chunks(box, {target_elements, box.lanes(), least_chunk_rows, most_lane_chunks}) {
+    if (box.pattern != Pattern::lane || outer_count >= most_uneven_chunks) return;
+    // Of few chunks threads get as many each: an even number of them, or a multiple of 4.
+    const int64_t multiple = outer_count >= 8 ? 4 : outer_count > 1 ? 2 : 1;
+    outer_step = ceil_div(outers, ceil_div(outer_count, multiple) * multiple);
+    outer_count = ceil_div(outers, outer_step);
+}
 
 Chunks Chunks::to_write(const Box& box, int threads) noexcept {
     if (box.pattern == Pattern::lane || !box.channels_follow()) return Chunks(box);

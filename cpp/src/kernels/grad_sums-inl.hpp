@@ -60,8 +60,7 @@ class RowGradSums {
 
 template <class T, Flavour flavour, bool cached>
 void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
-    // Two operands, and L1 should hold a block that is fetched ahead. The rest as in moments_lane.
-    constexpr int block = is_half<T> ? 16 : cached ? 8 : 4, run = is_half<T> ? 4 : block, width = Vec<Run<T>>::width;
+    constexpr int block = is_half<T> ? 16 : 8, run = 8, chain = 2, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
@@ -73,7 +72,7 @@ void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
         RowsAhead dy_ahead(args.dy, row, args.listed, row_bytes);
         RowsAhead x_ahead(args.x, row, args.listed, row_bytes);
-        for_each_column<width, column_of<T>>(
+        for_each_column<width, column_of<T, decltype(rows)>>(
             args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
                 constexpr int vectors = decltype(count)::value;
                 constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
@@ -84,10 +83,10 @@ void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
                 const Accumulators to = Accumulators{args.sum_dy, args.sum_dy_xmu}.at(i);
                 LaneSums<T, vectors> lanes;
                 lanes.load(to, left...);
-                for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+                for_each_run<T, run>(rows, [&](int begin, auto many) __attribute__((always_inline)) {
                     TwoSums<Run<T>> sums[vectors];
                     lanes.begin_run(sums);
-                    for (int r = begin; r < end; ++r) {
+                    add_run<T, chain>(sums, begin, many, [&](auto& to, int r) __attribute__((always_inline)) {
                         const GradientRow<T> at = row_of(row + r);
                         if (cached) {
                             prefetch_next(at.dy + i + 2 * vectors * width);
@@ -97,11 +96,11 @@ void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
                             prefetch(x_fetched + r * bytes);
                         }
                         for (int v = 0; v < vectors; ++v)
-                            add_gradients<flavour>(args, at, mean[v], sums[v], i + v * width, left...);
-                    }
+                            add_gradients<flavour>(args, at, mean[v], to[v], i + v * width, left...);
+                    });
                     const auto exact = [&](TwoSums<double>& one, int lane) {
                         const auto own = Vec<double>::all(static_cast<double>(means[i + lane]));
-                        for (int r = begin; r < end; ++r)
+                        for (int r = begin; r < begin + many; ++r)
                             add_gradients<flavour>(args, row_of(row + r), own, one, i + lane, 1);
                     };
                     lanes.end_run(sums, to, exact, left...);

@@ -44,14 +44,13 @@ class RowMoments {
 
 template <class T>
 void moments_lane(const LaneMomentsArgs& args) noexcept {
-    // What is added up in float is added up in shorter runs.
-    constexpr int block = is_half<T> ? 16 : 8, run = 8, width = Vec<Run<T>>::width;
+    constexpr int block = is_half<T> ? 16 : 8, run = 16, chain = 8, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
         RowsAhead ahead(args.x, row, args.listed, row_bytes);
-        for_each_column<width, column_of<T>>(
+        for_each_column<width, column_of<T, decltype(rows)>>(
             args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
                 constexpr int vectors = decltype(count)::value;
                 constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
@@ -61,18 +60,18 @@ void moments_lane(const LaneMomentsArgs& args) noexcept {
                 const Accumulators to = Accumulators{args.sum, args.sum_sq}.at(i);
                 LaneSums<T, vectors> lanes;
                 lanes.load(to, left...);
-                for_each_run<T, run>(rows, [&](int begin, int end) __attribute__((always_inline)) {
+                for_each_run<T, run>(rows, [&](int begin, auto many) __attribute__((always_inline)) {
                     TwoSums<Run<T>> sums[vectors];
                     lanes.begin_run(sums);
-                    for (int r = begin; r < end; ++r) {
+                    add_run<T, chain>(sums, begin, many, [&](auto& to, int r) __attribute__((always_inline)) {
                         const T* x = static_cast<const T*>(args.x[row + r]) + i;
                         prefetch(fetched + r * bytes);
                         for (int v = 0; v < vectors; ++v)
-                            sums[v].add_difference(difference(summand<Run<T>>(x + v * width, left...), pivot[v]));
-                    }
+                            to[v].add_difference(difference(summand<Run<T>>(x + v * width, left...), pivot[v]));
+                    });
                     const auto exact = [&](TwoSums<double>& one, int lane) {
                         const auto own = Vec<double>::all(static_cast<double>(pivots[i + lane]));
-                        for (int r = begin; r < end; ++r) {
+                        for (int r = begin; r < begin + many; ++r) {
                             const T* x = static_cast<const T*>(args.x[row + r]) + i + lane;
                             one.add_difference(summand<double>(x, 1) - own);
                         }

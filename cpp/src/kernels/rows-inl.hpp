@@ -104,6 +104,11 @@ struct Count {
     static constexpr int value = n;
     constexpr operator int() const { return n; }
 };
+// The number that a type stands for, or 0.
+template <class N>
+constexpr int known = 0;
+template <int n>
+constexpr int known<Count<n>> = n;
 
 // For the writers: step(i, channel), where channel is i mod period, for what lies in whole lines, so many elements in
 // each step. Before and behind them, less than a line at a time, step(i, channel, left) for a vector of `left`
@@ -143,9 +148,12 @@ template <int block, class Step>
     if (row < rows) step(row, static_cast<int>(rows - row));
 }
 
-// How many vectors a column of elements of type T has: a line, with AVX-512.
-template <class T>
-constexpr int column_of = sizeof(T) == 4 ? 4 : 2;
+// How many vectors a column of elements of type T has: a line, with AVX-512. The 16-bit rows that are left of whole
+// blocks take too long with any.
+template <class T, class Rows>
+constexpr int column_of = sizeof(T) == 4                  ? 4
+                          : sizeof(T) == 8 || known<Rows> ? 2
+                                                          : 1;
 
 // step(Count<vectors>{}, i) for columns of so many vectors, then step(Count<1>{}, i) for single ones and
 // step(Count<1>{}, i, left) for the elements that are left.
@@ -172,27 +180,29 @@ inline void prefetch_to_write(const void* line) { __builtin_prefetch(line, 1, 3)
 // (docs/performance.md).
 class RowsAhead {
   public:
-    RowsAhead(const void* const* rows, int64_t row, int64_t listed, int64_t row_bytes)
-        : rows_(rows + row), left_(listed - row), row_bytes_(row_bytes), row_(static_cast<const char*>(*rows_)) {
-        if (left_ <= batchnorm::kernels::rows_ahead) return;
-        rows_ += batchnorm::kernels::rows_ahead;
-        left_ -= batchnorm::kernels::rows_ahead;
-        row_ = static_cast<const char*>(*rows_);
+    RowsAhead(const void* const* rows, int64_t row, int64_t listed, int64_t row_bytes) : row_bytes_(row_bytes) {
+        constexpr int64_t ahead = batchnorm::kernels::rows_ahead;
+        const int64_t first = listed - row > ahead ? row + ahead : row;
+        rows_ = rows + first;
+        left_ = listed - first;
+        at_ = static_cast<const char*>(*rows_);
+        // As a rule rows follow each other without a gap. Of a block, no more than `ahead` rows are taken.
+        const int64_t last = (left_ < ahead ? left_ : ahead) - 1;
+        const bool follow = static_cast<const char*>(rows_[last]) == at_ + last * row_bytes;
+        end_ = at_ + (follow ? ahead * row_bytes : row_bytes);
     }
 
     // The next bytes; where there are none, some that do no harm.
     [[gnu::always_inline]] const char* take(int bytes) {
-        const char* at = row_ + offset_;
-        offset_ += bytes;
-        while (offset_ >= row_bytes_) {
-            if (--left_ <= 0) {
-                offset_ = 0;
-                break;
+        const char* at = at_;
+        at_ += bytes;
+        if (at_ >= end_) [[unlikely]] {
+            if (left_ > 1) {
+                ++rows_;
+                --left_;
             }
-            // What was taken past the row's end is the next row's start, if there is no gap between them.
-            const char* next = static_cast<const char*>(*++rows_);
-            offset_ = next == row_ + row_bytes_ ? offset_ - row_bytes_ : 0;
-            row_ = next;
+            at_ = static_cast<const char*>(*rows_);
+            end_ = at_ + row_bytes_;
         }
         return at;
     }
@@ -200,8 +210,7 @@ class RowsAhead {
   private:
     const void* const* rows_;
     int64_t left_, row_bytes_;
-    const char* row_;
-    int64_t offset_ = 0;
+    const char *at_, *end_;
 };
 
 // The writers fetch so many rows ahead.

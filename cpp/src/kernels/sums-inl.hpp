@@ -57,6 +57,10 @@ struct TwoSums {
         second.store(to.second, left...);
     }
 
+    void add(const TwoSums& other) {
+        first = first + other.first;
+        second = second + other.second;
+    }
     void add_difference(Vec<R> difference) {
         first = first + difference;
         second = fma(difference, difference, second);
@@ -112,8 +116,7 @@ class RowOfSums {
                 add_vectors(sums, i, until, add);
                 Vec<float> all = Vec<float>::all(0);
                 for (int k = 0; k < held; ++k) {
-                    for (int other = k + held; other < chains; other += held)
-                        sums[k] = {sums[k].first + sums[other].first, sums[k].second + sums[other].second};
+                    for (int other = k + held; other < chains; other += held) sums[k].add(sums[other]);
                     all = all + (sums[k].first + sums[k].second);
                 }
                 if (all.finite())
@@ -193,12 +196,34 @@ void reduce_rows(const typename Reader::Args& args) noexcept {
     }
 }
 
-// step(begin, end) for runs of a block's rows. The rows that are left of whole blocks are runs of one: where there are
-// few in all, no others would take off what a single rounding of their sum adds.
+// step(begin, rows) for the runs of a block's rows: all of them, or of 16 bits so many. Those that are left of whole
+// blocks are then runs of one: where there are few in all, no others would take off what a single rounding of their sum
+// adds.
 template <class T, int run, class Rows, class Step>
 [[gnu::always_inline]] inline void for_each_run(Rows rows, const Step& step) {
-    constexpr int most = !is_half<T> || !__is_same(Rows, int) ? run : 1;
-    for (int begin = 0; begin < rows; begin += most) step(begin, begin + most < rows ? begin + most : +rows);
+    constexpr int most = known<Rows> ? run : 1;
+    if constexpr (is_half<T>)
+        for (int row = 0; row < rows; row += most) step(row, Count<most>{});
+    else
+        step(0, rows);
+}
+
+// add(sums, row) for the rows of a run. In float chains of so many rows are added up, and their sums in pairs: a term
+// that outweighs all others is rounded with no more of them.
+template <class T, int chain, int vectors, class Rows, class Add>
+[[gnu::always_inline]] inline void add_run(TwoSums<Run<T>> (&sums)[vectors], int begin, Rows rows, const Add& add) {
+    if constexpr (is_half<T> && known<Rows> > chain) {
+        constexpr Count<known<Rows> / 2> half;
+        add_run<T, chain>(sums, begin, half, add);
+        TwoSums<float> others[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) others[v] = TwoSums<float>::zero();
+        add_run<T, chain>(others, begin + half, half, add);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[v].add(others[v]);
+    } else {
+        for (int row = begin; row < begin + rows; ++row) add(sums, row);
+    }
 }
 
 // The sums of lanes, some vectors or those that are left of one, while runs of rows are added to them. All loops over
