@@ -60,7 +60,8 @@ class RowGradSums {
 
 template <class T, Flavour flavour, bool cached>
 void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
-    constexpr int block = is_half<T> ? 16 : 8, run = 8, chain = 2, width = Vec<Run<T>>::width;
+    // Two operands: past the caches half as many rows as of one (docs/performance.md).
+    constexpr int block = is_half<T> ? 16 : cached ? 8 : 4, run = 8, chain = 2, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
