@@ -151,9 +151,7 @@ template <int block, class Step>
 // How many vectors a column of elements of type T has: a line, with AVX-512. The 16-bit rows that are left of whole
 // blocks take too long with any.
 template <class T, class Rows>
-constexpr int column_of = sizeof(T) == 4                  ? 4
-                          : sizeof(T) == 8 || known<Rows> ? 2
-                                                          : 1;
+constexpr int column_of = is_half<T> ? (known<Rows> ? 2 : 1) : 16 / static_cast<int>(sizeof(T));
 
 // step(Count<vectors>{}, i) for columns of so many vectors, then step(Count<1>{}, i) for single ones and
 // step(Count<1>{}, i, left) for the elements that are left.
