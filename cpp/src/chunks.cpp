@@ -21,12 +21,17 @@ Chunks::Chunks(const Box& box) noexcept
     if (box.pattern != Pattern::lane || outer_count >= most_uneven_chunks) return;
     // Of few chunks threads get as many each: an even number of them, or a multiple of 4.
     const int64_t multiple = outer_count >= 8 ? 4 : outer_count > 1 ? 2 : 1;
-    outer_step = ceil_div(outers, ceil_div(outer_count, multiple) * multiple);
-    outer_count = ceil_div(outers, outer_step);
+    cut_outers(ceil_div(outer_count, multiple) * multiple);
 }
 
 Chunks Chunks::to_write(const Box& box, int threads) noexcept {
-    if (box.pattern == Pattern::lane || !box.channels_follow()) return Chunks(box);
+    if (box.pattern == Pattern::lane) {
+        // Rows for every thread: those that write columns of a row take lines from each other.
+        Chunks chunks(box);
+        if (const int64_t each = ceil_div(threads, box.groups()); chunks.outer_count < each) chunks.cut_outers(each);
+        return chunks;
+    }
+    if (!box.channels_follow()) return Chunks(box);
     // All channels of an outer index before the next one.
     const int64_t outers = even_share(box.outers(), max(1, target_elements / (box.channels() * box.inners())), threads);
     return Chunks(box, {min(target_elements, outers * box.inners()), 0, 0, 0});
@@ -50,7 +55,11 @@ Chunks::Chunks(const Box& box, const Grain& grain) noexcept
         outer_step = max(max(grain.least_rows, grain.elements / grain.lanes), ceil_div(outers, grain.most_lane_chunks));
     }
     inner_count = ceil_div(inners, inner_step);
-    outer_step = ceil_div(outers, ceil_div(outers, outer_step));  // even parts
+    cut_outers(ceil_div(outers, outer_step));
+}
+
+void Chunks::cut_outers(int64_t parts) noexcept {
+    outer_step = ceil_div(outers, parts);
     outer_count = ceil_div(outers, outer_step);
 }
 

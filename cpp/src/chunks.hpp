@@ -30,10 +30,11 @@ struct Chunks {
     constexpr Range inner_range(int64_t k) const noexcept { return range(k % inner_count, inner_step, inners); }
     constexpr int64_t values(int64_t k) const noexcept { return outer_range(k).size() * inner_range(k).size() * plane; }
 
-    // Of what is only written, where nothing is added up: in the order of memory, as many for each thread.
+    // Of what is only written, where nothing is added up: in the order of memory, and some for each thread.
     static Chunks to_write(const Box& box, int threads) noexcept;
 
   private:
+    void cut_outers(int64_t parts) noexcept;  // into so many even parts, or fewer
     static constexpr Range range(int64_t i, int64_t step, int64_t end) noexcept {
         const int64_t begin = i * step;
         return {begin, begin + step < end ? begin + step : end};
