@@ -149,7 +149,7 @@ template <int block, class Step>
 }
 
 // How many vectors a column of elements of type T has: a line, with AVX-512. The few 16-bit rows that are left of whole
-// blocks are slow with one as with two, which would be twice the code.
+// blocks take one at a time, for less code.
 template <class T, class Rows>
 constexpr int column_of = is_half<T> ? (known<Rows> ? 2 : 1) : 16 / static_cast<int>(sizeof(T));
 
