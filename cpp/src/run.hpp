@@ -36,7 +36,7 @@ struct Run {
             case Traversal::slabs:
                 return each_slab<Reduce>(
                     merge, [&](int64_t g, Range channels, int worker) { apply_slab<Apply>(g, channels, worker); });
-            case Traversal::two_passes: reduce<Reduce>(merge); return apply<Apply>();
+            case Traversal::two_passes: reduce<Reduce>(merge); return apply_again<Apply>();
         }
     }
 
@@ -45,7 +45,7 @@ struct Run {
     void traverse_after(const Reductions&... reductions) const noexcept {
         if (plan.traversal == Traversal::two_passes) {
             (reduce<typename Reductions::Terms>(reductions.merge), ...);
-            return apply<Apply>();
+            return apply_again<Apply>();
         }
         each_block(team, plan.channel_block, [&](int64_t g, Range channels, int worker) {
             (reduce_slab(reductions, g, channels, worker), ...);
@@ -56,7 +56,7 @@ struct Run {
     template <class Reduce, class Merge>
     void reduce(const Merge& merge) const noexcept {
         if (plan.traversal != Traversal::two_passes) return each_slab<Reduce>(merge, [](int64_t, Range, int) {});
-        each_piece(stages.chunks, [&](int64_t g, int64_t k, Range channels, int worker) {
+        each_piece(stages.chunks, Order::forwards, [&](int64_t g, int64_t k, Range channels, int worker) {
             batchnorm::reduce<Reduce>(stages, g, k, channels, worker);
         });
         each_statistic(stages.chunks.count(), merge);
@@ -64,10 +64,7 @@ struct Run {
 
     template <class Apply>
     void apply() const noexcept {
-        const Chunks chunks = Chunks::to_write(stages.box, team.threads);
-        each_piece(chunks, [&](int64_t g, int64_t k, Range channels, int worker) {
-            batchnorm::apply<Apply>(stages, {g, channels, chunks.outer_range(k), chunks.inner_range(k)}, worker);
-        });
+        apply_in<Apply>(Order::forwards);
     }
 
     // body(g, channels) for all statistics, with as many threads as `work` operations on each of them are worth.
@@ -79,8 +76,24 @@ struct Run {
     }
 
   private:
+    enum class Order { forwards, backwards };
+
     // Whole cache lines of slots.
     static constexpr int64_t statistic_block = 64;
+
+    // What was read before. Within the caches from the end, of which they have most (docs/performance.md).
+    template <class Apply>
+    void apply_again() const noexcept {
+        apply_in<Apply>(plan.stream ? Order::forwards : Order::backwards);
+    }
+
+    template <class Apply>
+    void apply_in(Order order) const noexcept {
+        const Chunks chunks = Chunks::to_write(stages.box, team.threads);
+        each_piece(chunks, order, [&](int64_t g, int64_t k, Range channels, int worker) {
+            batchnorm::apply<Apply>(stages, {g, channels, chunks.outer_range(k), chunks.inner_range(k)}, worker);
+        });
+    }
 
     // body(g, channels, worker) for every block of channels.
     template <class Body>
@@ -90,13 +103,17 @@ struct Run {
                      [&](int64_t task, int worker) { body(task / blocks, block_range(task % blocks, block), worker); });
     }
 
-    // body(g, k, channels, worker) for every chunk of every block of channels, in memory order.
+    // body(g, k, channels, worker) for every chunk of every block of channels, in memory order or against it. A worker
+    // has the same part of them either way.
     template <class Body>
-    void each_piece(const Chunks& chunks, const Body& body) const noexcept {
+    void each_piece(const Chunks& chunks, Order order, const Body& body) const noexcept {
         const int64_t blocks = count_blocks(plan.channel_block), count = chunks.count();
-        parallel_for(team, stages.box.groups() * count * blocks, [&](int64_t task, int worker) {
-            const int64_t g = task / (count * blocks), k = task / blocks % count;
-            body(g, k, block_range(task % blocks, plan.channel_block), worker);
+        parallel_ranges(team, stages.box.groups() * count * blocks, [&](Range tasks, int worker) {
+            for (int64_t i = 0; i < tasks.size(); ++i) {
+                const int64_t task = order == Order::forwards ? tasks.begin + i : tasks.end - 1 - i;
+                const int64_t g = task / (count * blocks), k = task / blocks % count;
+                body(g, k, block_range(task % blocks, plan.channel_block), worker);
+            }
         });
     }
 
