@@ -5,6 +5,9 @@ namespace {
 
 // What a thread may expect to find in its caches on the second reading.
 constexpr int64_t cached_bytes = 4 << 20;
+// A second-level cache larger than this goes with a third level so slow that a block of channels should stay in the
+// former, beside the block that is read meanwhile; but not in pieces shorter than that.
+constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
 // Outputs of this size are written past the caches: of calls that only apply, that go over x twice, and over dy as
 // well. The more a call reads, the sooner its output pushes out what it reads again (docs/performance.md).
 constexpr int64_t streamed_bytes[] = {24 << 20, 16 << 20, 8 << 20};
@@ -42,12 +45,14 @@ Plan plan_written_rows(const Box& box, int threads) noexcept {
     return {Traversal::two_passes, all ? box.channels() : even_share(box.channels(), most, threads)};
 }
 
-Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads) noexcept {
+Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, int64_t block_bytes) noexcept {
     // Channels that together are contiguous for long, if they still fit the cache and there is work for all.
     const int64_t row_bytes = box.inners() * item_size(box.dtype);
     const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
     int64_t block = box.channels_follow() ? min(ceil_div(contiguous_bytes, row_bytes), box.channels()) : 1;
     while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads)) block /= 2;
+    while (block > 1 && channel_bytes * block > block_bytes && block / 2 * row_bytes >= least_contiguous_bytes)
+        block /= 2;
 
     // Weighted elements are not reduced in turns.
     if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_alternate_row_bytes &&
@@ -87,12 +92,17 @@ int64_t most_written_plane(DType dtype, int64_t bytes) noexcept {
                                      : min(least_joined_row_bytes / item_size(dtype) - 1, most_plane_lanes);
 }
 
-Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more) noexcept {
+Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more,
+               int64_t own) noexcept {
+    const int64_t bytes = box.elements() * item_size(box.dtype);
+    const bool stream = bytes >= streamed_bytes[reduces ? tensors : 0];
+    // The block that is read, the one that is written, and its output.
+    const int64_t block_bytes = own > small_own_cache ? own / (stream ? 2 : 3) : cached_bytes;
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads)
-                : reduces                    ? plan_rows(box, chunks, tensors + more, threads)
+                : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes)
                                              : plan_written_rows(box, threads);
-    plan.cached = box.elements() * item_size(box.dtype) * (tensors + 1 + more) <= shared_cache_bytes;
-    plan.stream = box.elements() * item_size(box.dtype) >= streamed_bytes[reduces ? tensors : 0];
+    plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
+    plan.stream = stream;
     return plan;
 }
 

@@ -95,12 +95,31 @@ void ways() {
         CHECK_DETAIL(box.plane == way.plane, std::to_string(box.plane));
         CHECK_DETAIL(box.fold() == way.fold, std::to_string(box.fold()));
         for (const int tensors : {1, 2}) {
-            const Plan plan = make_plan(box, chunks, tensors, true, 2);
+            const Plan plan = make_plan(box, chunks, tensors, true, 2, 0, 1 << 20);
+            CHECK(make_plan(box, chunks, tensors, true, 2, 0, 2 << 20).traversal == plan.traversal);
             CHECK_DETAIL(plan.traversal == (tensors == 1 ? way.forward : way.backward),
                          traversal_names[static_cast<int>(plan.traversal)]);
             CHECK(plan.cached == way.cached[tensors - 1]);
             CHECK(plan.stream == way.stream[tensors - 1]);
         }
+    }
+}
+
+// Blocks of channels of float32, forward with two threads: as many as make 96 KB of each sample. Where the second-level
+// cache is large, fewer if it has no room for them, but at least 12 KB.
+void blocks_in_caches() {
+    struct Block {
+        Shape shape;
+        int64_t own, channels;
+    };
+    for (const Block& block :
+         {Block{{32, 128, 28, 28}, 0, 16}, Block{{32, 128, 28, 28}, 1 << 20, 16}, Block{{32, 128, 28, 28}, 2 << 20, 4},
+          Block{{32, 128, 28, 28}, 16 << 20, 16}, Block{{32, 512, 28, 28}, 1 << 20, 32},
+          Block{{32, 512, 28, 28}, 2 << 20, 8}, Block{{256, 64, 28, 28}, 2 << 20, 4}}) {
+        const Box box = box_of(block.shape, {1}, DType::f32);
+        const Plan plan = make_plan(box, Chunks(box), 1, true, 2, 0, block.own);
+        context = text(block.shape);
+        CHECK_DETAIL(plan.channel_block == block.channels, std::to_string(plan.channel_block));
     }
 }
 
@@ -143,6 +162,7 @@ void blocks_fit() {
 
 int main() {
     ways();
+    blocks_in_caches();
     blocks_fit();
     return report();
 }
