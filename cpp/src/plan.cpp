@@ -20,8 +20,8 @@ constexpr int64_t contiguous_bytes = 98304;
 // Of each row, a task should read so much; and a thread so much, or its writing takes lines from its neighbour's
 // caches.
 constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
-// Shorter rows are too short to be read and written in turns.
-constexpr int64_t least_alternate_row_bytes = 256;
+// Shorter rows are too short to be read and written in turns; and to be written, in memory order.
+constexpr int64_t least_alternate_row_bytes = 256, least_written_row_bytes = 64;
 // Pattern::lane. A block of columns, in L2; and of it, rows of all operands and their coefficients, in L1.
 constexpr int64_t slab_bytes = 1 << 20;
 constexpr int64_t row_bytes_in_l1 = 28 << 10;
@@ -86,10 +86,12 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
 }  // namespace
 
 // Rows look up one value of each kind, where lanes look up as many as they have elements. But past the caches the
-// rows of lanes are joined, and those of rows have lines in common.
-int64_t most_written_plane(DType dtype, int64_t bytes) noexcept {
-    return bytes < streamed_bytes[0] ? long_plane
-                                     : min(least_joined_row_bytes / item_size(dtype) - 1, most_plane_lanes);
+// rows of lanes are joined, and those of rows have lines in common. Lanes are written in blocks of columns; what comes
+// from a slow third level comes faster in memory order, if rows are not all ends.
+int64_t most_written_plane(DType dtype, int64_t bytes, int64_t own) noexcept {
+    const int64_t unit = item_size(dtype);
+    if (bytes >= streamed_bytes[0]) return min(least_joined_row_bytes / unit - 1, most_plane_lanes);
+    return own > small_own_cache && bytes > own && !is_half(dtype) ? least_written_row_bytes / unit - 1 : long_plane;
 }
 
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more,

@@ -123,6 +123,19 @@ void blocks_in_caches() {
     }
 }
 
+// The largest planes that are lanes in inference: fewer where the second-level cache is large, but not so large that x
+// stays in it.
+void written_planes() {
+    using batchnorm::most_written_plane;
+    constexpr int64_t mb = 1 << 20;
+    CHECK(most_written_plane(DType::f32, 3 * mb, mb) == 100);
+    CHECK(most_written_plane(DType::f32, 3 * mb, 2 * mb) == 15);
+    CHECK(most_written_plane(DType::f64, 3 * mb, 2 * mb) == 7);
+    CHECK(most_written_plane(DType::f16, 3 * mb, 2 * mb) == 100);
+    CHECK(most_written_plane(DType::f32, 3 * mb, 4 * mb) == 100);
+    for (const int64_t own : {mb, 2 * mb}) CHECK(most_written_plane(DType::f32, 24 * mb, own) == 63);
+}
+
 void check_plan(const Box& box, const Plan& plan) {
     CHECK(plan.channel_block >= 1 && plan.channel_block <= box.channels());
     if (plan.traversal == Traversal::alternate) {
@@ -163,6 +176,7 @@ void blocks_fit() {
 int main() {
     ways();
     blocks_in_caches();
+    written_planes();
     blocks_fit();
     return report();
 }
