@@ -22,9 +22,10 @@ constexpr int64_t contiguous_bytes = 98304;
 constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
 // Shorter rows are too short to be read and written in turns; and to be written, in memory order.
 constexpr int64_t least_alternate_row_bytes = 256, least_written_row_bytes = 64;
-// Pattern::lane. A block of columns, in L2; and of it, rows of all operands and their coefficients, in L1.
+// Pattern::lane. A block of columns, in L2; and of it, rows of all operands and their coefficients, in 7/8 of L1.
+// (Lanes that share statistics gain nothing by a larger one.)
 constexpr int64_t slab_bytes = 1 << 20;
-constexpr int64_t row_bytes_in_l1 = 28 << 10;
+constexpr int64_t usual_first_cache = 32 << 10, most_first_cache = 64 << 10;
 
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
@@ -65,14 +66,14 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, i
     return {Traversal::two_passes, task > block ? task : block};
 }
 
-Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept {
+Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads, int64_t first_cache) noexcept {
     const int64_t unit = item_size(box.dtype), all = box.lanes();
     const auto blocks_of = [&](int64_t lanes) {
         if (box.fold() > 1) return box.channels();  // rows are folded as a whole
         return min(box.channels(), whole_lines(ceil_div(lanes, box.plane), box));
     };
     // Rows of all operands and what the kernels look up for them, at most three values for each operand.
-    const int64_t in_l1 = row_bytes_in_l1 / (unit * (tensors + 1) + item_size(arithmetic(box.dtype)) * 3 * tensors);
+    const int64_t in_l1 = first_cache * 7 / 8 / (unit * (tensors + 1) + item_size(arithmetic(box.dtype)) * 3 * tensors);
 
     // Columns, all rows of them: if they stay in cache and are long enough in each row. Even parts, as many for each
     // thread.
@@ -88,19 +89,21 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads) noexcept
 // Rows look up one value of each kind, where lanes look up as many as they have elements. But past the caches the
 // rows of lanes are joined, and those of rows have lines in common. Lanes are written in blocks of columns; what comes
 // from a slow third level comes faster in memory order, if rows are not all ends.
-int64_t most_written_plane(DType dtype, int64_t bytes, int64_t own) noexcept {
+int64_t most_written_plane(DType dtype, int64_t bytes, const Caches& own) noexcept {
     const int64_t unit = item_size(dtype);
     if (bytes >= streamed_bytes[0]) return min(least_joined_row_bytes / unit - 1, most_plane_lanes);
-    return own > small_own_cache && bytes > own && !is_half(dtype) ? least_written_row_bytes / unit - 1 : long_plane;
+    return own.second > small_own_cache && bytes > own.second && !is_half(dtype) ? least_written_row_bytes / unit - 1
+                                                                                 : long_plane;
 }
 
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more,
-               int64_t own) noexcept {
+               const Caches& own) noexcept {
     const int64_t bytes = box.elements() * item_size(box.dtype);
     const bool stream = bytes >= streamed_bytes[reduces ? tensors : 0];
     // The block that is read, the one that is written, and its output.
-    const int64_t block_bytes = own > small_own_cache ? own / (stream ? 2 : 3) : cached_bytes;
-    Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads)
+    const int64_t block_bytes = own.second > small_own_cache ? own.second / (stream ? 2 : 3) : cached_bytes;
+    const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
+    Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads, first_cache)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes)
                                              : plan_written_rows(box, threads);
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;

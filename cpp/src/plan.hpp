@@ -2,7 +2,7 @@
 #pragma once
 
 #include "box.hpp"
-#include "cache.hpp"
+#include "caches.hpp"
 #include "chunks.hpp"
 
 namespace batchnorm {
@@ -25,12 +25,12 @@ struct Plan {
 inline constexpr int64_t least_streamed_row_bytes = 1024, least_joined_row_bytes = 256;
 
 // The largest planes that are lanes where nothing is added up, for an output of so many bytes.
-int64_t most_written_plane(DType dtype, int64_t bytes, int64_t own = own_cache_bytes()) noexcept;
+int64_t most_written_plane(DType dtype, int64_t bytes, const Caches& own = own_caches()) noexcept;
 
 // For a call that reads `tensors` operands, to reduce them or only to apply, on so many threads; and has some `more`
-// that go into what it writes, or are written too. `own` is the size of the second-level cache.
+// that go into what it writes, or are written too.
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more = 0,
-               int64_t own = own_cache_bytes()) noexcept;
+               const Caches& own = own_caches()) noexcept;
 
 // No plan has more channels in a block that alternates.
 inline constexpr int64_t most_alternate_block = 32;

@@ -7,6 +7,7 @@
 namespace {
 
 using batchnorm::Box;
+using batchnorm::Caches;
 using batchnorm::Chunks;
 using batchnorm::Pattern;
 using batchnorm::Plan;
@@ -14,6 +15,9 @@ using batchnorm::Traversal;
 
 constexpr const char* pattern_names[] = {"row", "lane"};
 constexpr const char* traversal_names[] = {"alternate", "slabs", "two passes"};
+
+// Those of Zen 4 and of a recent Intel Xeon; and of systems that say nothing, or of large ones.
+constexpr Caches zen = {32 << 10, 1 << 20}, xeon = {48 << 10, 2 << 20}, silent = {0, 0}, large = {128 << 10, 16 << 20};
 
 // The box of a tensor in memory order; every operand is like x if `alike`, and dy and out are absent otherwise.
 Box box_of(const Shape& shape, const std::vector<int>& axes, DType dtype, bool alike = false) {
@@ -95,8 +99,8 @@ void ways() {
         CHECK_DETAIL(box.plane == way.plane, std::to_string(box.plane));
         CHECK_DETAIL(box.fold() == way.fold, std::to_string(box.fold()));
         for (const int tensors : {1, 2}) {
-            const Plan plan = make_plan(box, chunks, tensors, true, 2, 0, 1 << 20);
-            CHECK(make_plan(box, chunks, tensors, true, 2, 0, 2 << 20).traversal == plan.traversal);
+            const Plan plan = make_plan(box, chunks, tensors, true, 2, 0, zen);
+            CHECK(make_plan(box, chunks, tensors, true, 2, 0, xeon).traversal == plan.traversal);
             CHECK_DETAIL(plan.traversal == (tensors == 1 ? way.forward : way.backward),
                          traversal_names[static_cast<int>(plan.traversal)]);
             CHECK(plan.cached == way.cached[tensors - 1]);
@@ -110,17 +114,26 @@ void ways() {
 void blocks_in_caches() {
     struct Block {
         Shape shape;
-        int64_t own, channels;
+        int64_t second, channels;
     };
     for (const Block& block :
          {Block{{32, 128, 28, 28}, 0, 16}, Block{{32, 128, 28, 28}, 1 << 20, 16}, Block{{32, 128, 28, 28}, 2 << 20, 4},
           Block{{32, 128, 28, 28}, 16 << 20, 16}, Block{{32, 512, 28, 28}, 1 << 20, 32},
           Block{{32, 512, 28, 28}, 2 << 20, 8}, Block{{256, 64, 28, 28}, 2 << 20, 4}}) {
         const Box box = box_of(block.shape, {1}, DType::f32);
-        const Plan plan = make_plan(box, Chunks(box), 1, true, 2, 0, block.own);
+        const Plan plan = make_plan(box, Chunks(box), 1, true, 2, 0, {32 << 10, block.second});
         context = text(block.shape);
         CHECK_DETAIL(plan.channel_block == block.channels, std::to_string(plan.channel_block));
     }
+}
+
+// Backward of so many channels last: whole rows, if L1 has room for them and what is looked up.
+void columns_in_l1() {
+    const Box box = box_of({6272, 1024}, {1}, DType::f32, true);
+    const Chunks chunks(box);
+    context = "columns";
+    CHECK(make_plan(box, chunks, 2, true, 2, 0, xeon).channel_block == 1024);
+    for (const Caches& own : {zen, silent}) CHECK(make_plan(box, chunks, 2, true, 2, 0, own).channel_block == 512);
 }
 
 // The largest planes that are lanes in inference: fewer where the second-level cache is large, but not so large that x
@@ -128,12 +141,12 @@ void blocks_in_caches() {
 void written_planes() {
     using batchnorm::most_written_plane;
     constexpr int64_t mb = 1 << 20;
-    CHECK(most_written_plane(DType::f32, 3 * mb, mb) == 100);
-    CHECK(most_written_plane(DType::f32, 3 * mb, 2 * mb) == 15);
-    CHECK(most_written_plane(DType::f64, 3 * mb, 2 * mb) == 7);
-    CHECK(most_written_plane(DType::f16, 3 * mb, 2 * mb) == 100);
-    CHECK(most_written_plane(DType::f32, 3 * mb, 4 * mb) == 100);
-    for (const int64_t own : {mb, 2 * mb}) CHECK(most_written_plane(DType::f32, 24 * mb, own) == 63);
+    CHECK(most_written_plane(DType::f32, 3 * mb, zen) == 100);
+    CHECK(most_written_plane(DType::f32, 3 * mb, xeon) == 15);
+    CHECK(most_written_plane(DType::f64, 3 * mb, xeon) == 7);
+    CHECK(most_written_plane(DType::f16, 3 * mb, xeon) == 100);
+    CHECK(most_written_plane(DType::f32, 2 * mb, xeon) == 100);
+    for (const Caches& own : {zen, xeon}) CHECK(most_written_plane(DType::f32, 24 * mb, own) == 63);
 }
 
 void check_plan(const Box& box, const Plan& plan) {
@@ -165,8 +178,9 @@ void blocks_fit() {
                     CHECK(box.pattern == Pattern::row || parts == 1 || parts % 2 == 0 || parts >= 31);
                     for (const int tensors : {1, 2})
                         for (const int threads : {1, 2, 16, 64}) {
-                            check_plan(box, make_plan(box, chunks, tensors, true, threads));
-                            check_plan(box, make_plan(box, chunks, tensors, false, threads));
+                            for (const Caches& own : {zen, xeon, silent, large})
+                                for (const bool reduces : {true, false})
+                                    check_plan(box, make_plan(box, chunks, tensors, reduces, threads, 0, own));
                         }
                 }
 }
@@ -176,6 +190,7 @@ void blocks_fit() {
 int main() {
     ways();
     blocks_in_caches();
+    columns_in_l1();
     written_planes();
     blocks_fit();
     return report();
