@@ -59,7 +59,9 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
     const auto write = [&](const Span& span, int64_t first, bool across = false) {
         Looked at = {};
         for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * coefficients.unit;
-        Terms::write(stages, Terms::args(stages, span, at, !across && streams(stages, span), across));
+        auto args = Terms::args(stages, span, at, !across && streams(stages, span), across);
+        if (args.stream) args.ahead = stages.ahead;
+        Terms::write(stages, args);
     };
     if (box.pattern == Pattern::lane) {
         const Region lanes{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};

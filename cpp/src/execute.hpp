@@ -92,7 +92,8 @@ void each_part(const Problem& problem, PreparedParts& prepared_parts, const kern
         const kernels::TypeKernels& kernels = kernels_of(table, prepared.box.dtype);
         const Stages stages{
             prepared.box,     prepared.chunks, kernels,     problem.is_full() ? kernels.full : kernels.plain,
-            problem.epilogue, memory,          plan.cached, plan.stream};
+            problem.epilogue, memory,          plan.cached, plan.stream,
+            plan.ahead};
         body(Run{stages, plan, prepared.team}, part, totals);
     }
 }

@@ -8,6 +8,8 @@ constexpr int64_t cached_bytes = 4 << 20;
 // A second-level cache larger than this goes with a third level so slow that a block of channels should stay in the
 // former, beside the block that is read meanwhile; but not in pieces shorter than that.
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
+// How far ahead such a processor is to fetch what it streams at once.
+constexpr int64_t streamed_ahead = 1536;
 // Outputs of this size are written past the caches: of calls that only apply, that go over x twice, and over dy as
 // well. The more a call reads, the sooner its output pushes out what it reads again (docs/performance.md).
 constexpr int64_t streamed_bytes[] = {24 << 20, 16 << 20, 8 << 20};
@@ -108,6 +110,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
                                              : plan_written_rows(box, threads);
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
     plan.stream = stream;
+    plan.ahead = stream && own.second > small_own_cache ? streamed_ahead : 0;
     return plan;
 }
 

@@ -15,6 +15,7 @@ struct Stages {
     const Epilogue& epilogue;
     const Memory& memory;
     bool cached, stream;  // as in Plan
+    int64_t ahead;        // as in Plan
 
     kernels::Activated activated() const noexcept { return {epilogue.activates, epilogue.slope, epilogue.restores}; }
 

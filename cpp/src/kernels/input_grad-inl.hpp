@@ -35,10 +35,12 @@ class InputGradient {
     // As Normalizer's.
     [[gnu::always_inline]] void write(int64_t begin, int64_t end, bool fetches) const {
         const Place place(args_, row_, begin, ends_);
+        const int64_t dy_ahead = fetches ? args_.dy_stride * row_distance : args_.ahead;
+        const int64_t x_ahead = fetches ? args_.x_stride * row_distance : args_.ahead;
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
-            if (fetches) {
-                prefetch(reinterpret_cast<const char*>(place.dy + i) + args_.dy_stride * row_distance);
-                prefetch(reinterpret_cast<const char*>(place.x + i) + args_.x_stride * row_distance);
+            if (dy_ahead) {
+                prefetch(reinterpret_cast<const char*>(place.dy + i) + dy_ahead);
+                prefetch(reinterpret_cast<const char*>(place.x + i) + x_ahead);
             }
             write_vectors(place, look_up(channel, left...), i, channel, left...);
         };

@@ -29,8 +29,9 @@ class Normalizer {
     // Elements of the row, in Pattern::lane all of them; and whether to fetch those of a row to come.
     [[gnu::always_inline]] void write(int64_t begin, int64_t end, bool fetches) const {
         Place place(args_, row_, begin, begin, ends_);
+        const int64_t ahead = fetches ? args_.x_stride * row_distance : args_.ahead;
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
-            if (fetches) prefetch(reinterpret_cast<const char*>(place.x + i) + args_.x_stride * row_distance);
+            if (ahead) prefetch(reinterpret_cast<const char*>(place.x + i) + ahead);
             write_vectors(place, look_up(channel, left...), i, begin + i, left...);
         };
         for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, place.y.head(end - begin), args_.period,
