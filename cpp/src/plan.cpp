@@ -8,7 +8,7 @@ constexpr int64_t cached_bytes = 4 << 20;
 // A second-level cache larger than this goes with a third level so slow that a block of channels should stay in the
 // former, beside the block that is read meanwhile; but not in pieces shorter than that.
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
-// How far ahead such a processor is to fetch what it streams at once.
+// How far ahead of its stores such a processor is to fetch what it streams.
 constexpr int64_t streamed_ahead = 1536;
 // Outputs of this size are written past the caches: of calls that only apply, that go over x twice, and over dy as
 // well. The more a call reads, the sooner its output pushes out what it reads again (docs/performance.md).
@@ -22,10 +22,10 @@ constexpr int64_t contiguous_bytes = 98304;
 // Of each row, a task should read so much; and a thread so much, or its writing takes lines from its neighbour's
 // caches.
 constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
-// Shorter rows are too short to be read and written in turns; and to be written, in memory order.
+// Shorter rows are too short to be read and written in turns; or to be written one by one, where they could be lanes.
 constexpr int64_t least_alternate_row_bytes = 256, least_written_row_bytes = 64;
 // Pattern::lane. A block of columns, in L2; and of it, rows of all operands and their coefficients, in 7/8 of L1.
-// (Lanes that share statistics gain nothing by a larger one.)
+// (Lanes that share statistics gain nothing by a larger one; and one larger still would hold more than most_lanes.)
 constexpr int64_t slab_bytes = 1 << 20;
 constexpr int64_t usual_first_cache = 32 << 10, most_first_cache = 64 << 10;
 
