@@ -14,8 +14,9 @@
 namespace batchnorm {
 namespace {
 
-// Below so many elements for each, another thread costs more than it does (docs/performance.md).
-constexpr std::int64_t elements_per_thread = 32768;
+// Below so many elements for each, another thread costs more than it does; where statistics have many elements each, so
+// that there is little else to do, below fewer (docs/performance.md).
+constexpr std::int64_t elements_per_thread = 32768, fewer_per_thread = 24576, many_elements = 256;
 
 // The start of a small file, read without allocating; empty if there is none.
 struct FileText {
@@ -79,6 +80,12 @@ int default_threads() noexcept {
 
 std::atomic<int> thread_count{0};  // 0: not asked for yet
 
+Team at_most(const Team& team, std::int64_t threads) noexcept {
+    Team few = team;
+    if (threads < few.threads) few.threads = threads > 1 ? static_cast<int>(threads) : 1;
+    return few;
+}
+
 }  // namespace
 
 int get_num_threads() noexcept {
@@ -97,23 +104,21 @@ Status core::set_num_threads(int threads) noexcept {
     return {};
 }
 
-Team make_team(const Options& options, std::int64_t elements) noexcept {
+Team make_team(const Options& options, std::int64_t elements, std::int64_t statistics) noexcept {
     Team team;
     team.executor = options.executor;
     if (options.threads > 0) {
         team.threads = options.threads;
         return team;
     }
-    if (elements < 2 * elements_per_thread) return team;
+    const std::int64_t each = elements / many_elements >= statistics ? fewer_per_thread : elements_per_thread;
+    if (elements < 2 * each) return team;
     team.threads = options.executor.run ? options.executor.threads : get_num_threads();
-    return smaller_team(team, elements);
+    return at_most(team, elements / each);
 }
 
 Team smaller_team(const Team& team, std::int64_t elements) noexcept {
-    Team few = team;
-    const std::int64_t worth = elements / elements_per_thread;
-    if (worth < few.threads) few.threads = worth > 1 ? static_cast<int>(worth) : 1;
-    return few;
+    return at_most(team, elements / elements_per_thread);
 }
 
 }  // namespace batchnorm

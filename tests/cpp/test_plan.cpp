@@ -1,6 +1,7 @@
 // How calls go through the box: which way each shape of tests/python/test_traversals.py takes, and what the stages rely
 // on for all of them.
 #include "../../cpp/src/plan.hpp"
+#include "../../cpp/src/thread_count.hpp"
 #include "check.hpp"
 #include "tensor.hpp"
 
@@ -138,6 +139,25 @@ void columns_in_l1() {
     for (const Caches& own : {zen, silent}) CHECK(make_plan(box, chunks, 2, true, 2, 0, own).channel_block == 512);
 }
 
+// Another thread comes in for 32,768 elements, or for 24,576 where a statistic has 256 of them.
+void teams() {
+    const auto threads = [](int64_t elements, int64_t statistics) {
+        batchnorm::Options options;
+        options.executor.run = [](void*, int, void (*)(void*, int), void*) {};
+        options.executor.threads = 16;
+        return batchnorm::make_team(options, elements, statistics).threads;
+    };
+    context = "teams";
+    CHECK(threads(49151, 64) == 1);
+    CHECK(threads(49152, 192) == 2);
+    CHECK(threads(49152, 193) == 1);
+    CHECK(threads(65535, 1000) == 1);
+    CHECK(threads(65536, 1000) == 2);
+    CHECK(threads(98304, 1) == 4);
+    CHECK(threads(98304, 1000) == 3);
+    CHECK(threads(1 << 24, 1) == 16);
+}
+
 // The largest planes that are lanes in inference: fewer where the second-level cache is large, but not so large that x
 // stays in it.
 void written_planes() {
@@ -194,6 +214,7 @@ int main() {
     blocks_in_caches();
     columns_in_l1();
     written_planes();
+    teams();
     blocks_fit();
     return report();
 }
