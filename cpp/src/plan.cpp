@@ -31,6 +31,8 @@ constexpr int64_t usual_first_cache = 32 << 10, most_first_cache = 64 << 10;
 
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
+constexpr bool second_is_large(const Caches& own) noexcept { return own.second > small_own_cache; }
+
 // About so many channels, which end where a cache line does; all of them if they are no more.
 int64_t whole_lines(int64_t channels, const Box& box) noexcept {
     if (channels >= box.channels()) return box.channels();
@@ -94,8 +96,8 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads, int64_t 
 int64_t most_written_plane(DType dtype, int64_t bytes, const Caches& own) noexcept {
     const int64_t unit = item_size(dtype);
     if (bytes >= streamed_bytes[0]) return min(least_joined_row_bytes / unit - 1, most_plane_lanes);
-    return own.second > small_own_cache && bytes > own.second && !is_half(dtype) ? least_written_row_bytes / unit - 1
-                                                                                 : long_plane;
+    return second_is_large(own) && bytes > own.second && !is_half(dtype) ? least_written_row_bytes / unit - 1
+                                                                         : long_plane;
 }
 
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more,
@@ -103,14 +105,14 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const int64_t bytes = box.elements() * item_size(box.dtype);
     const bool stream = bytes >= streamed_bytes[reduces ? tensors : 0];
     // The block that is read, the one that is written, and its output.
-    const int64_t block_bytes = own.second > small_own_cache ? own.second / (stream ? 2 : 3) : cached_bytes;
+    const int64_t block_bytes = second_is_large(own) ? own.second / (stream ? 2 : 3) : cached_bytes;
     const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads, first_cache)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes)
                                              : plan_written_rows(box, threads);
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
     plan.stream = stream;
-    plan.ahead = stream && own.second > small_own_cache ? streamed_ahead : 0;
+    plan.ahead = stream && second_is_large(own) ? streamed_ahead : 0;
     return plan;
 }
 
