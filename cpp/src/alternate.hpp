@@ -19,9 +19,9 @@ struct Slab {
 
     Slab() noexcept = default;
     Slab(const Box& box, int64_t block, int64_t index) noexcept {
-        const int64_t blocks = (box.channels() + block - 1) / block, c = index % blocks * block;
+        const int64_t blocks = ceil_div(box.channels(), block), i = index % blocks;
         group = index / blocks;
-        channels = {c, c + block < box.channels() ? c + block : box.channels()};
+        channels = {box.channels() * i / blocks, box.channels() * (i + 1) / blocks};
     }
     bool none() const noexcept { return channels.size() == 0; }
 };

@@ -30,6 +30,7 @@ constexpr int64_t slab_bytes = 1 << 20;
 constexpr int64_t usual_first_cache = 32 << 10, most_first_cache = 64 << 10;
 
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
 
 constexpr bool second_is_large(const Caches& own) noexcept { return own.second > small_own_cache; }
 
@@ -51,20 +52,23 @@ Plan plan_written_rows(const Box& box, int threads) noexcept {
 }
 
 Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, int64_t block_bytes) noexcept {
-    // Channels that together are contiguous for long, if they still fit the cache and there is work for all.
+    // Channels that together are contiguous for long, if they still fit the caches; and as many for each thread.
     const int64_t row_bytes = box.inners() * item_size(box.dtype);
     const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
-    int64_t block = box.channels_follow() ? min(ceil_div(contiguous_bytes, row_bytes), box.channels()) : 1;
-    while (block > 1 && (channel_bytes * block > cached_bytes || box.statistics() < 4 * block * threads)) block /= 2;
-    while (block > 1 && channel_bytes * block > block_bytes && block / 2 * row_bytes >= least_contiguous_bytes)
-        block /= 2;
+    const auto block_of = [&](int64_t most) {
+        if (!box.channels_follow()) return int64_t{1};
+        const int64_t fitting = max(block_bytes / channel_bytes, ceil_div(least_contiguous_bytes, row_bytes));
+        most = min(min(most, box.statistics() / (4 * threads)), min(fitting, cached_bytes / channel_bytes));
+        return even_share(box.channels(), max(most, 1), box.groups() > 1 ? 1 : threads);
+    };
+    const int64_t contiguous = ceil_div(contiguous_bytes, row_bytes);
 
     // Weighted elements are not reduced in turns.
     if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_alternate_row_bytes &&
         channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads)
-        return {Traversal::alternate, min(block, most_alternate_block)};
+        return {Traversal::alternate, block_of(min(contiguous, most_alternate_block))};
 
-    const int64_t slabs = box.groups() * ceil_div(box.channels(), block);
+    const int64_t block = block_of(contiguous), slabs = box.groups() * ceil_div(box.channels(), block);
     if (channel_bytes * block <= cached_bytes && slabs >= threads) return {Traversal::slabs, block};
     const int64_t task = min(ceil_div(task_elements, chunks.values(0)), box.channels());
     return {Traversal::two_passes, task > block ? task : block};
@@ -105,7 +109,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const int64_t bytes = box.elements() * item_size(box.dtype);
     const bool stream = bytes >= streamed_bytes[reduces ? tensors : 0];
     // The block that is read, the one that is written, and its output.
-    const int64_t block_bytes = second_is_large(own) ? own.second / (stream ? 2 : 3) : cached_bytes;
+    const int64_t block_bytes = second_is_large(own) ? own.second * (stream ? 2 : 1) / 5 : cached_bytes;
     const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads, first_cache)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes)

@@ -1,5 +1,6 @@
 // How calls go through the box: which way each shape of tests/python/test_traversals.py takes, and what the stages rely
 // on for all of them.
+#include "../../cpp/src/alternate.hpp"
 #include "../../cpp/src/plan.hpp"
 #include "../../cpp/src/thread_count.hpp"
 #include "check.hpp"
@@ -130,6 +131,29 @@ void blocks_in_caches() {
     }
 }
 
+// Blocks that are taken in turns: of two threads each has as many, and all of them are all channels.
+void blocks_are_even() {
+    for (const Shape& shape :
+         {Shape{32, 128, 28, 28}, {16, 96, 35, 35}, {64, 192, 20, 20}, {8, 480, 14, 14}, {9, 37, 29, 31}})
+        for (const DType dtype : {DType::f32, DType::f64, DType::f16})
+            for (const Caches& own : {zen, xeon}) {
+                const Box box = box_of(shape, {1}, dtype);
+                const Plan plan = make_plan(box, Chunks(box), 1, true, 2, 0, own);
+                context = text(shape);
+                CHECK(plan.traversal == Traversal::alternate);
+                const int64_t blocks = batchnorm::ceil_div(box.channels(), plan.channel_block);
+                CHECK_DETAIL(blocks % 2 == 0, std::to_string(blocks));
+                int64_t next = 0;
+                for (int64_t i = 0; i < blocks; ++i) {
+                    const batchnorm::Slab slab(box, plan.channel_block, i);
+                    CHECK(slab.group == 0 && slab.channels.begin == next && slab.channels.size() <= plan.channel_block);
+                    next = slab.channels.end;
+                    if (2 * (i + 1) == blocks) CHECK(next == box.channels() / 2);
+                }
+                CHECK(next == box.channels());
+            }
+}
+
 // Backward of so many channels last: whole rows, if L1 has room for them and what is looked up.
 void columns_in_l1() {
     const Box box = box_of({6272, 1024}, {1}, DType::f32, true);
@@ -212,6 +236,7 @@ void blocks_fit() {
 int main() {
     ways();
     blocks_in_caches();
+    blocks_are_even();
     columns_in_l1();
     written_planes();
     teams();
