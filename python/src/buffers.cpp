@@ -19,7 +19,8 @@ constexpr std::size_t round_up(std::size_t bytes, std::size_t unit) { return (by
 struct Header {
     void* mapping;
     std::size_t mapped, bytes;
-    void* next;  // in the list of unused buffers that it is in
+    std::size_t held;  // bytes of it that count to most_held
+    void* next;        // in the list of unused buffers that it is in
     std::uint64_t released;
     unsigned forks;
 };
@@ -27,17 +28,20 @@ struct Header {
 Header& header(void* data) { return *reinterpret_cast<Header*>(static_cast<char*>(data) - page); }
 
 // How much of a buffer to have in huge pages, which come at the price of 20 small ones: the last one too if at least
-// half of it is used.
-std::size_t huge_bytes(std::size_t bytes) { return (bytes + huge_page / 2) / huge_page * huge_page; }
+// half of it is used, or three quarters if it is the only one.
+std::size_t huge_bytes(std::size_t bytes) {
+    return bytes < huge_page * 3 / 4 ? 0 : (bytes + huge_page / 2) / huge_page * huge_page;
+}
 
 void* map(std::size_t bytes) {
-    const std::size_t mapped = huge_page + round_up(bytes, huge_page);
+    const std::size_t huge = huge_bytes(bytes);
+    const std::size_t mapped = huge ? huge_page + round_up(bytes, huge_page) : page + bytes;
     void* const mapping = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) return nullptr;
-    const std::size_t offset = huge_page - reinterpret_cast<std::uintptr_t>(mapping) % huge_page;
+    const std::size_t offset = huge ? huge_page - reinterpret_cast<std::uintptr_t>(mapping) % huge_page : page;
     void* const data = static_cast<char*>(mapping) + offset;
-    if (const std::size_t huge = huge_bytes(bytes)) madvise(data, huge, MADV_HUGEPAGE);
-    header(data) = {mapping, mapped, bytes, nullptr, 0, 0};
+    if (huge) madvise(data, huge, MADV_HUGEPAGE);
+    header(data) = {mapping, mapped, bytes, 0, nullptr, 0, 0};
     return data;
 }
 
@@ -54,12 +58,18 @@ struct Unused {
     std::uint64_t since;
 };
 
-// The last sizes released. It has nothing to destroy: arrays may die after the last of this library's code ran.
-Unused sizes[16];
+// The last sizes released, as many as a DenseNet has. It has nothing to destroy: arrays may die after the last of this
+// library's code ran.
+Unused sizes[64];
 
-// Counts acquires and releases. A spare buffer that was not taken for as long as a training step of 250 layers leaves.
+// Counts acquires and releases. A buffer that was not taken for as long as a training step of 250 layers leaves.
 std::uint64_t now;
 constexpr std::uint64_t patience = 1024;
+
+// Spare buffers of less than so many bytes in all are held instead: to tell the kernel about a small one, and other
+// processors that it did, takes longer than to write it.
+constexpr std::size_t most_held = std::size_t{8} << 20;
+std::size_t held;
 
 std::mutex mutex;
 
@@ -87,7 +97,10 @@ void push(void*& list, void* data) {
 
 void* pop(void*& list) {
     void* const data = list;
-    if (data) list = header(data).next;
+    if (!data) return nullptr;
+    list = header(data).next;
+    held -= header(data).held;
+    header(data).held = 0;
     return data;
 }
 
@@ -113,10 +126,17 @@ Unused& place_of(std::size_t bytes) {
     return *place;
 }
 
+bool hold(void* data) {
+    if (held + size(data) >= most_held) return false;
+    held += header(data).held = size(data);
+    return true;
+}
+
 // Without its header. All of the last huge page: the kernel takes one apart of which only a part is freed.
 bool free_lazily(void* data) {
 #ifdef MADV_FREE
-    return header(data).forks == forks && !madvise(data, round_up(size(data), huge_page), MADV_FREE);
+    const std::size_t bytes = huge_bytes(size(data)) ? round_up(size(data), huge_page) : size(data);
+    return header(data).forks == forks && !madvise(data, bytes, MADV_FREE);
 #else
     return false;
 #endif
@@ -124,11 +144,12 @@ bool free_lazily(void* data) {
 
 void unmap_old_ones() {
     for (Unused& unused : sizes)
-        for (void** list = &unused.spare; *list;)
-            if (now - header(*list).released > patience)
-                unmap(pop(*list));
-            else
-                list = &header(*list).next;
+        for (void** first : {&unused.kept, &unused.spare})
+            for (void** list = first; *list;)
+                if (now - header(*list).released > patience)
+                    unmap(pop(*list));
+                else
+                    list = &header(*list).next;
 }
 
 }  // namespace
@@ -151,7 +172,7 @@ void release(void* data) noexcept {
     header(data).released = unused.since = ++now;
     if (!unused.kept)
         push(unused.kept, data);
-    else if (free_lazily(data))
+    else if (hold(data) || free_lazily(data))
         push(unused.spare, data);
     else
         unmap(data);

@@ -6,8 +6,8 @@
 
 namespace buffers {
 
-// Below this an array's own allocator, which keeps its pages too, is as fast or faster.
-constexpr std::size_t least_bytes = std::size_t{2} << 20;
+// What malloc takes from the system one by one, or gives back to it, as long as the process has freed nothing larger.
+constexpr std::size_t least_bytes = std::size_t{128} << 10;
 
 // Memory that starts a page, of undefined content; nullptr if there is none.
 void* acquire(std::size_t bytes) noexcept;

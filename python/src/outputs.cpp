@@ -70,7 +70,8 @@ std::size_t bytes_of(const batchnorm::View& view) {
     return static_cast<std::size_t>(bytes);
 }
 
-bool is_large(const batchnorm::View& view) { return bytes_of(view) >= buffers::least_bytes; }
+// A tensor of a buffer takes some microseconds more than one of PyTorch's own memory.
+constexpr std::size_t least_tensor_bytes = std::size_t{512} << 10;
 
 }  // namespace
 
@@ -98,7 +99,7 @@ std::uint8_t* bytes_of(nb::handle numpy_array) {
 }
 
 nb::object numpy_output(nb::handle like, const batchnorm::View& view) {
-    if (!is_large(view)) return new_like(like);
+    if (bytes_of(view) < buffers::least_bytes) return new_like(like);
     const InBuffers scope;
     return new_like(like);
 }
@@ -106,7 +107,7 @@ nb::object numpy_output(nb::handle like, const batchnorm::View& view) {
 nb::object torch_output(nb::handle torch, nb::handle like, const batchnorm::View& view) {
     const nb::object empty_like = torch.attr("empty_like");
     // A subclass says itself what is like it.
-    if (!is_large(view) || !like.type().is(torch.attr("Tensor"))) return empty_like(like);
+    if (bytes_of(view) < least_tensor_bytes || !like.type().is(torch.attr("Tensor"))) return empty_like(like);
     const nb::object shaped = empty_like(like, nb::arg("device") = "meta");
     std::size_t shape[batchnorm::max_rank];
     std::int64_t strides[batchnorm::max_rank];
