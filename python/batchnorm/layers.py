@@ -322,23 +322,24 @@ class BatchNorm:
             raise ValueError(f"x has {features} features along axis {self.axis}, this layer has {self._shape}")
 
     def _track(self, x: Any, saved: Saved, effective: Any = None) -> None:
-        mean, var, count = (
-            np.asarray(saved.mean),
-            np.asarray(saved.var),
-            np.asarray(saved.count if saved.count is not None else 0.0),
-        )
-        if saved.group_size is not None:
-            mean, var, count = pooled(mean, var, count)
-        if not count.any():
+        mean, var, count = np.asarray(saved.mean), np.asarray(saved.var), saved.count
+        biased = not rules(self.convention).unbiased
+        if isinstance(count, float) and saved.group_size is None and saved.weights is None and effective is None:
+            batch = Batch(mean, var, count, count, biased)
+        else:
+            count = np.asarray(0.0 if count is None else count)
+            if saved.group_size is not None:
+                mean, var, count = pooled(mean, var, count)
+            values = effective
+            if values is None:
+                values = count if saved.weights is None else effective_count(x.shape, saved.weights, saved.axis)
+            batch = Batch(mean, var, count, values, biased).whole()
+        one = isinstance(batch.weight, float)  # for all channels
+        if not (batch.weight if one else batch.weight.any()):
             return  # an empty batch says nothing
-        values = effective
-        if values is None:
-            values = count if saved.weights is None else effective_count(x.shape, saved.weights, saved.axis)
-        count, values = (np.broadcast_to(n, mean.shape) for n in (count, values))
-        batch = Batch(mean, var, count, values, biased=not rules(self.convention).unbiased)
         moved = self._running.step(self._memory, self.running_mean, self.running_var, batch)
         for running, value in zip((self.running_mean, self.running_var), moved, strict=True):
-            running[...] = np.where(batch.weight > 0, value, running)
+            running[...] = value if one else np.where(batch.weight > 0, value, running)
         self.num_batches_tracked += 1
 
     # ------------------------------------------------------------------------------------------- parameters

@@ -27,13 +27,19 @@ class Batch(NamedTuple):
     """What a policy sees of a batch: float64 arrays of the statistics' shape.
 
     var is biased. weight is sum(w), or M without weights; effective_count is M. Where weight is 0 there is nothing.
+    Both may be one float for all channels.
     """
 
     mean: FloatArray
     var: FloatArray
-    weight: FloatArray
-    effective_count: FloatArray
+    weight: Any
+    effective_count: Any
     biased: bool = False  # whether running variances are
+
+    def whole(self) -> Batch:
+        """With a weight and an effective count for each channel."""
+        weight, effective_count = (np.broadcast_to(n, self.mean.shape) for n in (self.weight, self.effective_count))
+        return Batch(self.mean, self.var, weight, effective_count, self.biased)
 
     def statistic(self) -> FloatArray:
         """The variance that goes into running variances."""
@@ -181,7 +187,7 @@ class Window(Running):
 
     def step(self, memory: Memory, mean: Any, var: Any, batch: Batch) -> tuple[Any, Any]:
         """Drop the oldest batch."""
-        for array, new in zip(memory.values(), batch[:4], strict=True):
+        for array, new in zip(memory.values(), batch.whole()[:4], strict=True):
             array[...] = np.where(batch.weight > 0, np.concatenate([array[1:], new[None]]), array)
         mean, var, weight, effective_count = memory.values()
         last = Batch(mean, var, weight, effective_count, batch.biased)
@@ -312,6 +318,7 @@ class PopulationStatistics:
     @staticmethod
     def of_batch(batch: Batch) -> PopulationStatistics:
         """The statistics of one batch."""
+        batch = batch.whole()
         proper = batch.effective_count > 1
         return PopulationStatistics(
             proper.astype(np.float64),
@@ -364,8 +371,10 @@ def effective_count(shape: tuple[int, ...], weights: Any, axis: int | tuple[int,
     return _effective(*weight_sums(shape, weights, axis))
 
 
-def _unbiased(var: FloatArray, values: FloatArray) -> FloatArray:
+def _unbiased(var: FloatArray, values: Any) -> FloatArray:
     """Var * M / (M - 1); biased where M is not above 1."""
+    if isinstance(values, float):
+        return var * (values / (values - 1)) if values > 1 else var
     above_one = np.where(values > 1, values - 1, values + (values == 0))
     unbiased: FloatArray = var * (values / above_one)
     return unbiased

@@ -357,7 +357,7 @@ def test_the_size_used_longest_ago_goes_first():
     assert [is_mapped(place) for place in places] == [True, False, *[True] * 62]
 
 
-@pytest.mark.parametrize("kind, least", [("numpy", 2**17), pytest.param("torch", 2**19, marks=KINDS[1].marks)])
+@pytest.mark.parametrize(("kind", "least"), [("numpy", 2**17), pytest.param("torch", 2**19, marks=KINDS[1].marks)])
 def test_smaller_results_are_what_empty_like_makes(kind, least):
     """A result of a buffer starts a page, and is kept."""
     for size, kept in ((least // 4, True), (least // 4 - 64, False)):
