@@ -70,6 +70,29 @@ bool one_stride(const AnyView& view) noexcept {
     return view.rank > 0;
 }
 
+// Calls visit(value) for each element of a param, in C order.
+template <class Visit>
+void for_each_value(const Param& param, const Visit& visit) noexcept {
+    const char* data = static_cast<const char*>(param.data);
+    const bool follow = one_stride(param) && param.stride[param.rank - 1] == item_size(param.dtype);
+    int64_t n = 1;
+    for (int d = 0; d < param.rank; ++d) n *= param.shape[d];
+    if (follow && param.dtype == DType::f32)
+        for (int64_t i = 0; i < n; ++i) visit(load<float>(data + i * 4));
+    else if (follow && param.dtype == DType::f64)
+        for (int64_t i = 0; i < n; ++i) visit(load<double>(data + i * 8));
+    else
+        for_each_element(param, [&](int64_t offset) { visit(load(data + offset, param.dtype)); });
+}
+
+// Whether a condition holds for any value: the compiler can make vectors of that.
+template <class Condition>
+bool any_value(const Param& param, const Condition& condition) noexcept {
+    int64_t any = 0;
+    for_each_value(param, [&](double value) { any |= condition(value); });
+    return any != 0;
+}
+
 // Whether a param's elements follow each other as the box's statistics do.
 template <class AnyView>
 bool in_box_order(const Box& box, const AnyView& param) noexcept {
@@ -157,32 +180,27 @@ void fill(const MutParam& param, double value) noexcept {
 }
 
 double least_value(const Param& param, double limit) noexcept {
-    const char* data = static_cast<const char*>(param.data);
-    for_each_element(param, [&](int64_t offset) {
-        const double value = load(data + offset, param.dtype);
+    if (!any_value(param, [&](double value) { return value < limit; })) return limit;
+    for_each_value(param, [&](double value) {
         if (value < limit) limit = value;
     });
     return limit;
 }
 
 double not_finite(const Param& param) noexcept {
-    const char* data = static_cast<const char*>(param.data);
+    if (!any_value(param, [](double value) { return !std::isfinite(value); })) return 0;
     double found = 0;
-    for_each_element(param, [&](int64_t offset) {
-        const double value = load(data + offset, param.dtype);
+    for_each_value(param, [&](double value) {
         if (found == 0 && !std::isfinite(value)) found = value;
     });
     return found;
 }
 
 bool all_invertible(const Param& param, DType dtype) noexcept {
-    const char* data = static_cast<const char*>(param.data);
-    bool all = true;
-    for_each_element(param, [&](int64_t offset) {
-        const double inverse = 1 / load(data + offset, param.dtype);
-        all &= dtype == DType::f64 ? !std::isinf(inverse) : !std::isinf(static_cast<float>(inverse));
+    return !any_value(param, [&](double value) {
+        const double inverse = 1 / value;
+        return dtype == DType::f64 ? std::isinf(inverse) : std::isinf(static_cast<float>(inverse));
     });
-    return all;
 }
 
 }  // namespace batchnorm

@@ -1,6 +1,7 @@
 #include "validate.hpp"
 
 #include <cmath>
+#include <limits>
 
 #include "overlap.hpp"
 #include "params.hpp"
@@ -268,7 +269,7 @@ void Validator::of_shape(const char* name, const Param& param, bool required, co
 
 void Validator::param_sign(const char* name, const Param& param, bool positive) noexcept {
     if (!ok() || absent(param) || !sees_values_) return;
-    const double least = least_value(param, 1);
+    const double least = least_value(param, positive ? std::numeric_limits<double>::denorm_min() : 0);
     if (positive ? least <= 0 : least < 0)
         status_ = failure(Code::invalid_value, "%s: %s must %s, got %g", function_, name,
                           positive ? "be positive" : "not be negative", least);
