@@ -54,6 +54,9 @@ struct Operand {
 
 inline constexpr int64_t most_folded_lanes = 256;
 
+// So many lanes are not folded where moments are weighted: their weights would have to be copied.
+inline constexpr int64_t least_weighted_lanes = 16;
+
 // Planes of at most so many elements are lanes, if there are enough of them to each channel.
 inline constexpr int64_t most_plane_lanes = 256;
 // So many rows make it worth while to gather the sums of several lanes, and of many.
@@ -88,9 +91,13 @@ struct Box {
     constexpr int64_t values() const noexcept { return outers() * inners() * plane; }  // M: elements behind each
     constexpr int64_t elements() const noexcept { return statistics() * values(); }
 
+    // Whether what is reduced is weighted: backward's sums are not.
+    constexpr bool weights_moments() const noexcept { return operand[role_weights].data && !operand[role_dy].data; }
+
     // Few lanes leave most of a vector idle: so many rows are then reduced as one, if several of these remain.
     int64_t fold() const noexcept {
         if (pattern == Pattern::row || 2 * lanes() > most_folded_lanes) return 1;
+        if (weights_moments() && lanes() >= least_weighted_lanes) return 1;
         const int64_t rows = most_folded_lanes / lanes(), most = outers() / least_lane_rows;
         return rows < most ? rows : most > 1 ? most : 1;
     }

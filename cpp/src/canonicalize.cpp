@@ -168,7 +168,8 @@ Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]
     }
     // Folded rows are several, and have a weight each.
     Operand& weights = box.operand[role_weights];
-    weights.uniform = weights.data && box.fold() == 1 && stays(box.level[rows], weights.stride[rows]);
+    const bool folded = box.weights_moments() && box.fold() > 1;
+    weights.uniform = weights.data && !folded && stays(box.level[rows], weights.stride[rows]);
     int kept_dimensions = 0;  // before those of planes
     while (kept_dimensions < box.level[channel].rank && box.kept_stride[1][kept_dimensions] != 0) ++kept_dimensions;
     box.in_order = walks_by(box.level[channel], box.kept_stride[1], 1, kept_dimensions) &&

@@ -55,18 +55,20 @@ Vec<float> load(const T* p, int n) {
     __builtin_memcpy(lanes, p, static_cast<unsigned>(n) * sizeof(T));
     return load(lanes + 0);
 }
-// As many as a Vec<double> holds, as doubles, one by one: for what is seldom.
+// As many as a Vec<double> holds, as doubles; one by one, unless Vec's header has a better way.
 template <class T>
     requires is_half<T>
-Vec<double> widen(const T* p, int n) {
-    double lanes[Vec<double>::width] = {};
-    for (int i = 0; i < n; ++i) lanes[i] = static_cast<double>(to_float(scalar<T>(p + i)));
+Vec<double> widen(const T* p) {
+    double lanes[Vec<double>::width];
+    for (int i = 0; i < Vec<double>::width; ++i) lanes[i] = static_cast<double>(to_float(scalar<T>(p + i)));
     return Vec<double>::load(lanes + 0);
 }
 template <class T>
     requires is_half<T>
-Vec<double> widen(const T* p) {
-    return widen(p, Vec<double>::width);
+Vec<double> widen(const T* p, int n) {
+    T lanes[Vec<double>::width] = {};
+    __builtin_memcpy(lanes, p, static_cast<unsigned>(n) * sizeof(T));
+    return widen(lanes + 0);
 }
 template <class T>
     requires is_half<T>

@@ -158,6 +158,15 @@ void stream_halves(Vec<float> v, T* p) {
 inline void stream(Vec<float> v, Half* p) { stream_halves(v, p); }
 inline void stream(Vec<float> v, BFloat16* p) { stream_halves(v, p); }
 
+// As many of 16 bits as a Vec<double> holds, as doubles.
+inline Vec<double> widen(const Half* p) {
+    return {_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
+inline Vec<double> widen(const BFloat16* p) {
+    const __m128i words = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(words, 16)))};
+}
+
 // Two vectors, which are a line.
 inline void load_two(const Half* p, Vec<float>& a, Vec<float>& b) {
     a = load(p);

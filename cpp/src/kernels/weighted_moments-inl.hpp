@@ -11,13 +11,15 @@ using batchnorm::kernels::RowWeightedMomentsArgs;
 struct WeightedSums {
     Vec<double> w, sum, sum_sq;
 
-    // Elements of weight 0 are left out by selection: x may be NaN there.
     void add(Vec<double> weight, Vec<double> difference) {
-        difference = select(not_zero(weight), difference, Vec<double>::all(0));
         const Vec<double> weighted = weight * difference;
         w = w + weight;
         sum = sum + weighted;
         sum_sq = fma(weighted, difference, sum_sq);
+    }
+    // Elements of weight 0 are left out by selection: x may be NaN there.
+    void add_selected(Vec<double> weight, Vec<double> difference) {
+        add(weight, select(not_zero(weight), difference, Vec<double>::all(0)));
     }
 };
 
@@ -59,46 +61,73 @@ void weighted_moments_row(const RowWeightedMomentsArgs& args) noexcept {
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* x = row_at<T>(args.x, args.x_stride, row);
         const auto* weights = row_at<Arithmetic<T>>(args.weights, args.weights_stride, row);
+        if (args.uniform && *weights == 0) continue;
         int64_t i = 0;
         for (; i + chains * width <= args.n; i += chains * width) {
             for (int k = 0; k < chains; ++k)
-                sums[k].add(weights_at(weights, args.uniform, i + k * width), widen(x + i + k * width) - pivot);
+                sums[k].add_selected(weights_at(weights, args.uniform, i + k * width),
+                                     widen(x + i + k * width) - pivot);
         }
 #pragma GCC unroll 4
         for (int k = 0; k < chains; ++k) {
             const int64_t j = i + k * width, left = args.n - j;
             if (left >= width)
-                sums[k].add(weights_at(weights, args.uniform, j), widen(x + j) - pivot);
+                sums[k].add_selected(weights_at(weights, args.uniform, j), widen(x + j) - pivot);
             else if (left > 0)
-                sums[k].add(weights_at(weights, args.uniform, j, static_cast<int>(left)),
-                            widen(x + j, static_cast<int>(left)) - pivot);
+                sums[k].add_selected(weights_at(weights, args.uniform, j, static_cast<int>(left)),
+                                     widen(x + j, static_cast<int>(left)) - pivot);
         }
     }
     for (int k = 0; k < chains; ++k) at.store(sums[k], k * width);
 }
 
-template <class T>
-void weighted_moments_lane(const LaneWeightedMomentsArgs& args) noexcept {
+// Where a row has one weight, rows of weight 0 are left out as a whole.
+template <class T, bool uniform>
+void add_weighted_lanes(const LaneWeightedMomentsArgs& args) noexcept {
+    using A = Arithmetic<T>;
     constexpr int block = 8, width = Vec<double>::width;
-    const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
+    const auto* pivots = static_cast<const A*>(args.pivot);
     const WeightedSumsAt at = {args.sum_w, args.sum, args.sum_sq};
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
-    for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
-        RowsAhead ahead(args.x, row, args.listed, row_bytes);
-        for_each_vector<width>(args.n, [&](int64_t i, auto... left) __attribute__((always_inline)) {
-            constexpr int bytes = width * static_cast<int>(sizeof(T));
+    for (int64_t first = 0; first < args.rows; first += block) {
+        RowsAhead ahead(args.x, first, args.listed, row_bytes);
+        const T* x[block];
+        const A* weights[block];
+        int some = 0;
+        for (int64_t row = first; row < args.rows && row < first + block; ++row) {
+            x[some] = static_cast<const T*>(args.x[row]);
+            weights[some] = static_cast<const A*>(args.weights[row]);
+            some += !uniform || *weights[some] != 0;
+        }
+        for_each_column<width, 2>(args.n, [&](auto vectors, int64_t i, auto... left) __attribute__((always_inline)) {
+            constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
             const char* fetched = ahead.take(block * bytes);
-            const Vec<double> pivot = widen(pivots + i, left...);
-            WeightedSums sums = at.load(i, left...);
-            for (int r = 0; r < rows; ++r) {
-                const T* x = static_cast<const T*>(args.x[row + r]) + i;
-                const auto* weights = static_cast<const Arithmetic<T>*>(args.weights[row + r]);
-                prefetch(fetched + r * bytes);
-                sums.add(weights_at(weights, args.uniform, i, left...), widen(x, left...) - pivot);
+            for (int r = 0; r < block; ++r) prefetch(fetched + r * bytes);
+            Vec<double> pivot[vectors];
+            WeightedSums sums[vectors];
+            for (int v = 0; v < vectors; ++v) {
+                pivot[v] = widen(pivots + i + v * width, left...);
+                sums[v] = at.load(i + v * width, left...);
             }
-            at.store(sums, i, left...);
+#pragma GCC unroll 1
+            for (int r = 0; r < some; ++r) {
+                for (int v = 0; v < vectors; ++v) {
+                    const int64_t j = i + v * width;
+                    const Vec<double> apart = widen(x[r] + j, left...) - pivot[v];
+                    if constexpr (uniform)
+                        sums[v].add(Vec<double>::all(static_cast<double>(*weights[r])), apart);
+                    else
+                        sums[v].add_selected(widen(weights[r] + j, left...), apart);
+                }
+            }
+            for (int v = 0; v < vectors; ++v) at.store(sums[v], i + v * width, left...);
         });
-    });
+    }
+}
+
+template <class T>
+void weighted_moments_lane(const LaneWeightedMomentsArgs& args) noexcept {
+    args.uniform ? add_weighted_lanes<T, true>(args) : add_weighted_lanes<T, false>(args);
 }
 
 }  // namespace
