@@ -1,6 +1,7 @@
 #include "spans.hpp"
 
 #include <cstring>
+#include <type_traits>
 
 namespace batchnorm {
 namespace {
@@ -23,14 +24,24 @@ void walk(const Box& box, const Operand& operand, char* row, int64_t start, int6
     }
 }
 
+template <int64_t bytes>
+using Step = std::integral_constant<int64_t, bytes>;
+
 template <class T>
 void copy(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t n) noexcept {
     constexpr int64_t unit = sizeof(T);
-    if (to_step == unit && from_step == unit) {
+    const auto stepping = [=](auto to_by, auto from_by) {
+        for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * to_by, from + i * from_by, sizeof(T));
+    };
+    // The compiler makes vectors of steps that it knows; flipped rows are frequent enough.
+    if (to_step == unit && from_step == unit)
         std::memcpy(to, from, static_cast<std::size_t>(n * unit));
-        return;
-    }
-    for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * to_step, from + i * from_step, sizeof(T));
+    else if (to_step == unit && from_step == -unit)
+        stepping(Step<unit>{}, Step<-unit>{});
+    else if (to_step == -unit && from_step == unit)
+        stepping(Step<-unit>{}, Step<unit>{});
+    else
+        stepping(to_step, from_step);
 }
 
 // The copy of elements of that size.
