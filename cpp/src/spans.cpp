@@ -90,15 +90,27 @@ void unpack(const Box& box, const Operand& operand, char* row, int64_t start, in
     });
 }
 
-// Rows are short: they are folded.
+// 32 bits at a time, the first of them the lowest.
 void pack_mask(const Box& box, int64_t g, int64_t o, int64_t rows, std::uint8_t* packed) noexcept {
-    std::memset(packed, 0, static_cast<std::size_t>((rows * box.lanes() + 7) / 8));
-    int64_t to = 0;
+    std::uint64_t pending = 0;
+    int64_t count = 0;  // of its bits
+    const auto write = [&](int64_t bytes) {
+        for (int64_t i = 0; i < bytes; ++i, pending >>= 8) *packed++ = static_cast<std::uint8_t>(pending);
+    };
     for (int64_t row = o; row < o + rows; ++row) {
         const std::uint8_t* mask = box.mask_at(g, row, 0, 0);
-        for (int64_t lane = 0; lane < box.lanes(); ++lane, ++to)
-            packed[to / 8] = static_cast<std::uint8_t>(packed[to / 8] | (mask[lane / 8] >> lane % 8 & 1) << to % 8);
+        for (int64_t lane = 0; lane < box.lanes(); lane += 32) {
+            const int64_t left = box.lanes() - lane, some = left < 32 ? left : 32;
+            std::uint64_t bits = 0;
+            for (int64_t i = 0; i < (some + 7) / 8; ++i) bits |= std::uint64_t{*mask++} << 8 * i;
+            pending |= (bits & ((std::uint64_t{1} << some) - 1)) << count;
+            count += some;
+            if (count < 32) continue;
+            write(4);
+            count -= 32;
+        }
     }
+    write((count + 7) / 8);
 }
 
 }  // namespace batchnorm

@@ -223,7 +223,8 @@ void for_each_batch(const Box& box, const Region& region, const Uses& uses, int6
         in_place[r] = operand.in_place() && (fold == 1 || operand.gapless);
         all_in_place &= in_place[r];
     }
-    const bool mask_in_place = !box.mask || fold == 1 || lanes % 8 == 0;
+    const bool masked = box.mask && access[role_dy] != Access::none;  // it is dy that comes through the activation
+    const bool mask_in_place = !masked || fold == 1 || lanes % 8 == 0;
     all_in_place &= mask_in_place;
     const int64_t n_step = all_in_place || lanes < packed_lanes ? lanes : packed_lanes;
     const int64_t row_step = all_in_place ? RowLists::most_rows : kernels::rows_ahead;
@@ -259,7 +260,7 @@ void for_each_batch(const Box& box, const Region& region, const Uses& uses, int6
                              n, packed);
                 }
             }
-            for (int64_t i = 0; i < rows && box.mask; ++i) {
+            for (int64_t i = 0; i < rows && masked; ++i) {
                 batch.mask = lists.mask;
                 lists.mask[i] = box.mask_at(region.group, o + i * fold, 0, region.channels.begin + start);
                 if (mask_in_place) continue;
