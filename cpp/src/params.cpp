@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/half.hpp"
 
@@ -9,9 +10,14 @@ namespace batchnorm {
 namespace {
 
 template <class T>
-double load(const char* p) noexcept {
+T load_as(const char* p) noexcept {
     T value;
     std::memcpy(&value, p, sizeof value);
+    return value;
+}
+template <class T>
+double load(const char* p) noexcept {
+    const T value = load_as<T>(p);
     if constexpr (sizeof(T) == 2)
         return static_cast<double>(to_float(value));
     else
@@ -70,7 +76,7 @@ bool one_stride(const AnyView& view) noexcept {
     return view.rank > 0;
 }
 
-// Calls visit(value) for each element of a param, in C order.
+// Calls visit(value) for each element of a param, in C order: a float if it is one, else a double.
 template <class Visit>
 void for_each_value(const Param& param, const Visit& visit) noexcept {
     const char* data = static_cast<const char*>(param.data);
@@ -78,9 +84,9 @@ void for_each_value(const Param& param, const Visit& visit) noexcept {
     int64_t n = 1;
     for (int d = 0; d < param.rank; ++d) n *= param.shape[d];
     if (follow && param.dtype == DType::f32)
-        for (int64_t i = 0; i < n; ++i) visit(load<float>(data + i * 4));
+        for (int64_t i = 0; i < n; ++i) visit(load_as<float>(data + i * 4));
     else if (follow && param.dtype == DType::f64)
-        for (int64_t i = 0; i < n; ++i) visit(load<double>(data + i * 8));
+        for (int64_t i = 0; i < n; ++i) visit(load_as<double>(data + i * 8));
     else
         for_each_element(param, [&](int64_t offset) { visit(load(data + offset, param.dtype)); });
 }
@@ -88,8 +94,8 @@ void for_each_value(const Param& param, const Visit& visit) noexcept {
 // Whether a condition holds for any value: the compiler can make vectors of that.
 template <class Condition>
 bool any_value(const Param& param, const Condition& condition) noexcept {
-    int64_t any = 0;
-    for_each_value(param, [&](double value) { any |= condition(value); });
+    int any = 0;
+    for_each_value(param, [&](auto value) { any |= condition(value); });
     return any != 0;
 }
 
@@ -179,21 +185,27 @@ void fill(const MutParam& param, double value) noexcept {
     for_each_element(param, [&](int64_t offset) { store(data + offset, param.dtype, value); });
 }
 
-double least_value(const Param& param, double limit) noexcept {
-    if (!any_value(param, [&](double value) { return value < limit; })) return limit;
-    for_each_value(param, [&](double value) {
-        if (value < limit) limit = value;
-    });
-    return limit;
+double least_value(const Param& param, bool positive) noexcept {
+    const bool some = positive ? any_value(param, [](auto value) { return value <= 0; })
+                               : any_value(param, [](auto value) { return value < 0; });
+    double least = 1;
+    if (some)
+        for_each_value(param, [&](double value) {
+            if (value < least) least = value;
+        });
+    return least;
 }
 
-double not_finite(const Param& param) noexcept {
-    if (!any_value(param, [](double value) { return !std::isfinite(value); })) return 0;
-    double found = 0;
-    for_each_value(param, [&](double value) {
-        if (found == 0 && !std::isfinite(value)) found = value;
-    });
-    return found;
+double unfit_weight(const Param& param) noexcept {
+    const bool some = any_value(
+        param, [](auto value) { return !(value >= 0 && value <= std::numeric_limits<decltype(value)>::max()); });
+    double unfit = 0;
+    const auto take = [&](double value) {
+        // The first one that is not finite, else the least one.
+        if (std::isfinite(unfit) && (!std::isfinite(value) || value < unfit)) unfit = value;
+    };
+    if (some) for_each_value(param, take);
+    return unfit;
 }
 
 bool all_invertible(const Param& param, DType dtype) noexcept {

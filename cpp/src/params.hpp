@@ -30,10 +30,10 @@ void copy_out(const double* values, const MutParam& param) noexcept;
 // Writes one value everywhere, unless param is absent.
 void fill(const MutParam& param, double value) noexcept;
 
-// The least of a param's values and `limit`; a NaN is passed over.
-double least_value(const Param& param, double limit) noexcept;
-// The first value that is not finite, else 0.
-double not_finite(const Param& param) noexcept;
+// The least value, if any is below 0, or 0 where all must be positive; else 1. A NaN is passed over.
+double least_value(const Param& param, bool positive) noexcept;
+// A value that is not finite, else the least one below 0, else 0.
+double unfit_weight(const Param& param) noexcept;
 // Whether the inverse of each value is finite in this type.
 bool all_invertible(const Param& param, DType dtype) noexcept;
 

@@ -1,7 +1,6 @@
 #include "validate.hpp"
 
 #include <cmath>
-#include <limits>
 
 #include "overlap.hpp"
 #include "params.hpp"
@@ -190,10 +189,8 @@ void Validator::weigh(const View& weights) noexcept {
         return;
     }
     if (!can_check("weights", weights, weights.data != nullptr, empty()) || empty() || !sees_values_) return;
-    const double odd = not_finite(weights), least = least_value(weights, 0);
-    if (odd != 0 || least < 0)
-        status_ = failure(Code::invalid_value, "%s: weights must be finite and not negative, got %g", function_,
-                          odd != 0 ? odd : least);
+    if (const double unfit = unfit_weight(weights); unfit != 0)
+        status_ = failure(Code::invalid_value, "%s: weights must be finite and not negative, got %g", function_, unfit);
 }
 
 void Validator::invertible(const Options& options, const Param& gamma) noexcept {
@@ -269,7 +266,7 @@ void Validator::of_shape(const char* name, const Param& param, bool required, co
 
 void Validator::param_sign(const char* name, const Param& param, bool positive) noexcept {
     if (!ok() || absent(param) || !sees_values_) return;
-    const double least = least_value(param, positive ? std::numeric_limits<double>::denorm_min() : 0);
+    const double least = least_value(param, positive);
     if (positive ? least <= 0 : least < 0)
         status_ = failure(Code::invalid_value, "%s: %s must %s, got %g", function_, name,
                           positive ? "be positive" : "not be negative", least);
