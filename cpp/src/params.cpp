@@ -1,5 +1,6 @@
 #include "params.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -136,6 +137,15 @@ void for_each_statistic(const Box& box, const AnyView& param, const Visit& visit
     }
 }
 
+// What the groups of group_size share, along the first dimension: that of one of them.
+Param of_one_group(const Param& param) noexcept {
+    Param own = param;
+    --own.rank;
+    std::copy(param.shape + 1, param.shape + param.rank, own.shape);
+    std::copy(param.stride + 1, param.stride + param.rank, own.stride);
+    return own;
+}
+
 }  // namespace
 
 Column load_column(const Box& box, const Param& param, double otherwise, double* memory) noexcept {
@@ -146,7 +156,11 @@ Column load_column(const Box& box, const Param& param, double otherwise, double*
         for (int64_t s = 0; s < box.statistics(); ++s) memory[s] = load<float>(data + s * 4);
     else if (in_box_order(box, param) && param.dtype == DType::f64)
         std::memcpy(memory, data, static_cast<std::size_t>(box.statistics()) * sizeof(double));
-    else
+    else if (box.in_order && param.rank > 1 && param.stride[0] == 0) {
+        double* to = memory;
+        for_each_value(of_one_group(param), [&](double value) { *to++ = value; });
+        for (const double* from = memory; to < memory + box.statistics();) *to++ = *from++;
+    } else
         for_each_statistic(box, param,
                            [&](int64_t s, int64_t offset) { memory[s] = load(data + offset, param.dtype); });
     return {memory, 0};
