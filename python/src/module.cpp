@@ -256,8 +256,7 @@ nb::tuple batch_norm_backward_from_output(nb::object dy_, nb::object y_, nb::obj
     const Array out = Array::output("out", out_, y, place);
     const std::vector<std::int64_t> shape = kept_shape(y.view(), axes);
     const Array dgamma = Array::param_grad(gamma, y, shape, place), dbeta = Array::param_grad(gamma, y, shape, place);
-    batchnorm::Stats stats = saved.inputs(y.view(), place);
-    stats.mask = nullptr;
+    const batchnorm::Stats stats = saved.statistics(place);
     call.run<core::batch_norm_backward_from_output, cuda::batch_norm_backward_from_output>(
         Op::batch_norm_backward_from_output, axes, extras.options, dy.view(), y.view(), axes, stats, gamma.view(),
         beta.view(), out.mut_view(), dgamma.mut_view(), dbeta.mut_view());

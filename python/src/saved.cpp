@@ -217,7 +217,7 @@ batchnorm::MutStats Saved::outputs() {
     return stats;
 }
 
-batchnorm::Stats Saved::inputs(const batchnorm::View& x, const Place& place) const {
+batchnorm::Stats Saved::statistics(const Place& place) const {
     const int device = on_gpu ? on_gpu->device : on_cpu;
     if (device != place.device)
         raise(PyExc_ValueError, "saved is on %s, expected %s, as x is", device_text(device).c_str(),
@@ -239,6 +239,11 @@ batchnorm::Stats Saved::inputs(const batchnorm::View& x, const Place& place) con
         else if (count > 0)
             stats.count = batchnorm::view(&count, {});
     }
+    return stats;
+}
+
+batchnorm::Stats Saved::inputs(const batchnorm::View& x, const Place& place) const {
+    batchnorm::Stats stats = statistics(place);
     if (activation == batchnorm::Activation::none || mask.is_none()) return stats;
     batchnorm::Options options;
     options.group_size = group_size;

@@ -42,7 +42,9 @@ struct Saved {
     void add_counts(const Place& place);
 
     batchnorm::MutStats outputs();
-    // For a backward over x; a mask that cannot fit x is a ValueError, and so are statistics on another device.
+    // For a backward that needs no mask; statistics on another device are a ValueError.
+    batchnorm::Stats statistics(const Place& place) const;
+    // For a backward over x; a mask that cannot fit x is a ValueError, too.
     batchnorm::Stats inputs(const batchnorm::View& x, const Place& place) const;
 
   private:

@@ -187,6 +187,21 @@ def test_backward_takes_the_saved_of_batch_norm():
     assert all(map(same_bits, bn.batch_norm_backward_from_output(dy, y, saved, gamma, beta)[:3], want[:3]))
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 4, 7), (2, 8, 3, 3)])
+def test_an_output_need_not_lie_as_its_input_did(shape):
+    """The mask of batch_norm follows x; backward takes the output's sign for it."""
+    wide = np.random.default_rng(0).standard_normal((*shape[:-1], shape[-1] + 2)).astype(np.float32)
+    dy = like(wide[..., :-2].copy(), 1)
+    gamma, beta = random_params(dy, 1)
+    for x in (wide[..., :-2], wide[..., ::-1][..., 2:], np.asfortranarray(wide[..., :-2])):
+        out = np.empty(shape, np.float32)
+        y, saved = bn.batch_norm(x, gamma, beta, activation="leaky_relu", out=out)
+        got = bn.batch_norm_backward_from_output(dy, y, saved, gamma, beta)
+        want = bn.batch_norm_backward(dy, x, saved, gamma)
+        for a, b in zip(got[:3], want[:3], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_refused_again_after_a_failure():
     """A refused call leaves x as it was, to be normalized by batch_norm."""
     x, _ = small_input("NCHW", np.float32)
