@@ -1,6 +1,6 @@
-"""Batch normalization, forward and backward, on NumPy arrays and PyTorch tensors, without copying them.
+"""Batch normalization, forward and backward, on NumPy, PyTorch and JAX arrays, without copying them.
 
-On a GPU, CuPy's and JAX's arrays too.
+On a GPU, CuPy's too.
 
 `axis` is the axis, or tuple of axes, that keeps its own statistics: 1 for NCHW, -1 for NHWC.
 """

@@ -3,11 +3,12 @@
 Common to all of them:
 
 x, dy, out
-    NumPy arrays, PyTorch tensors, or CuPy or JAX arrays on a GPU, of float32, float64, float16 or bfloat16 (in NumPy
-    that of the package ml_dtypes), all of one kind, device, type and shape, of any rank up to 8 and any strides; they
-    are not copied. 16 bits are computed in float32 and rounded once. ``out`` may be exactly an input, else it must not
-    overlap one; JAX's arrays cannot be written to. Without it the result is a new array; the memory of large ones on
-    the CPU is used again when they are gone (see `batchnorm.clear_cache`).
+    NumPy arrays, PyTorch tensors, JAX arrays, or CuPy arrays, of float32, float64, float16 or bfloat16 (in NumPy that
+    of the package ml_dtypes), all of one kind, device, type and shape, of any rank up to 8 and any strides; they are
+    not copied. 16 bits are computed in float32 and rounded once. ``out`` may be exactly an input, else it must not
+    overlap one; JAX's arrays cannot be written to. On the CPU NumPy's may stand beside JAX's, also as ``out``, and
+    statistics are NumPy's. Without ``out`` the result is a new array; the memory of large ones on the CPU is used again
+    when they are gone (see `batchnorm.clear_cache`).
 gamma, beta, mean, var
     Of the kept axes' shape in x's order, ``(C,)`` for one axis: an array of any float type, a sequence, or one number
     for all. gamma and beta may be None: 1 and 0. float32 is right beside x of 16 bits too.

@@ -21,10 +21,16 @@ std::optional<DType> native_type(nb::handle dtype, Kind kind) {
     return kind == Kind::torch ? torch_type(dtype) : numpy_type(dtype);
 }
 
+// Whether arrays of a kind are taken: those of x's, and NumPy's beside JAX's on the CPU, which cannot be written to and
+// hold no float64 unless JAX was told so.
+bool fits(Kind kind, const Place& place) {
+    return kind == place.kind || (kind == Kind::numpy && place.kind == Kind::jax && !place.on_gpu());
+}
+
 // That an array is where the call's others are.
 void check_place(const char* argument, Kind kind, int device, const Place& place) {
     if (place.kind == Kind::none) return;
-    if (kind != place.kind)
+    if (!fits(kind, place))
         raise(PyExc_TypeError, "%s is %s, expected %s, as x is", argument, name(kind), name(place.kind));
     if (device != place.device)
         raise(PyExc_ValueError, "%s is on %s, expected %s, as x is", argument, device_text(device).c_str(),
@@ -101,8 +107,7 @@ void Array::import(const char* argument, nb::handle object, const Place& place, 
     kind_ = kind_of(object);
     if (kind_ == Kind::none)
         raise(PyExc_TypeError,
-              "%s is %s, expected a NumPy array, a torch tensor, or a CuPy or JAX array on a GPU (numpy.asarray "
-              "converts)",
+              "%s is %s, expected a NumPy array, a torch tensor, a JAX array, or a CuPy array (numpy.asarray converts)",
               argument, type_text(object).c_str());
     if (kind_ == Kind::numpy) {
         check_place(argument, kind_, on_cpu, place);
@@ -138,6 +143,12 @@ Array Array::output(const char* argument, nb::handle out, const Array& like, con
     }
     if (place.on_gpu()) {
         array.import(argument, ways(place.kind).empty_like(like.object_), place, false);
+        return array;
+    }
+    if (place.kind == Kind::jax) {
+        // It becomes JAX's when it has its values: JAX fills what it makes itself.
+        array.import(argument, numpy_output(NumPy::get().asarray(like.object_), like.view_), {}, true);
+        array.kind_ = place.kind;
         return array;
     }
     const nb::object fresh = like.kind() == Kind::numpy ? numpy_output(like.object_, like.view_)
@@ -178,7 +189,7 @@ Array Array::param(const char* argument, nb::handle object, const Place& place) 
         array.converted_ = true;
         return array;
     }
-    if (own != place.kind || is_masked(object)) {
+    if (!fits(own, place) || is_masked(object)) {
         array.import(argument, object, place, false);  // says what is wrong
         return array;
     }
@@ -252,7 +263,9 @@ Array Array::fresh(const std::vector<std::int64_t>& shape, DType dtype, const Pl
 }
 
 Array Array::statistic(const std::vector<std::int64_t>& shape, const Place& place) {
-    return fresh(shape, DType::f64, place);
+    Array array = fresh(shape, DType::f64, place);
+    if (!place.on_gpu() && place.kind == Kind::jax) array.kind_ = Kind::numpy;
+    return array;
 }
 
 Array Array::copy(const char* argument, nb::handle object, const Place& place) {
@@ -292,12 +305,14 @@ Array Array::param_grad(const Array& param, const Array& x, const std::vector<st
     const nb::object made = x.kind_ == Kind::torch ? Torch::get()->module.attr("empty")(sizes, nb::arg("dtype") = dtype)
                                                    : NumPy::get().empty(sizes, dtype);
     array.import("array", made, place, true);
+    array.kind_ = place.kind;
     return array;
 }
 
 nb::object Array::object() const {
     nb::object result = object_;
     if (kind_ == Kind::torch && is_numpy(result)) result = Torch::get()->module.attr("from_numpy")(result);
+    if (kind_ == Kind::jax && is_numpy(result)) result = ways(kind_).from_numpy(result, on_cpu);
     if (!cast_to_.is_valid()) return result;
     return kind_ == Kind::numpy ? nb::object(result.attr("astype")(cast_to_)) : ways(kind_).cast(result, cast_to_);
 }

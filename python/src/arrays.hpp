@@ -37,7 +37,7 @@ class Array {
     // A new array for a parameter's gradient: of its type, else float32, or float64 beside float64 data.
     static Array param_grad(const Array& param, const Array& x, const std::vector<std::int64_t>& shape,
                             const Place& place);
-    // A new float64 array of x's kind.
+    // A new float64 array of x's kind; NumPy's, where that is JAX on the CPU.
     static Array statistic(const std::vector<std::int64_t>& shape, const Place& place);
     // On a GPU: a copy, as float64 in C order.
     static Array copy(const char* argument, nb::handle object, const Place& place);

@@ -9,6 +9,7 @@ Call::Call(const char* argument, nb::handle x, nb::handle stream, const char* on
     if (!place_.on_gpu()) {
         if (requested_)
             raise(PyExc_ValueError, "stream is given, but %s is on the CPU, where there are none", argument);
+        if (place_.kind == Kind::jax) scope_ = ways(place_.kind).enter(x, on_cpu, std::nullopt);
         return;
     }
     if (on_cpu_alone)

@@ -61,16 +61,21 @@ class JaxScope final : public Scope {
 class JaxWays final : public Ways {
   public:
     void read(const char* argument, nb::handle array, Stream stream, Facts& facts) const override {
+        if (!nb::hasattr(array, "__dlpack_device__"))
+            raise(PyExc_TypeError,
+                  "%s is traced by JAX (jit, grad, vmap), which has no values yet: call this function outside, or "
+                  "through jax.pure_callback",
+                  argument);
         facts.device = device(array);
         facts.read_only = true;
-        if (facts.device == on_cpu)
-            raise(PyExc_TypeError,
-                  "%s is a JAX array on the CPU, where these functions take NumPy arrays: pass "
-                  "numpy.asarray(%s)",
-                  argument, argument);
-        // DLPack's number of the default stream is 1.
-        const auto number = stream ? reinterpret_cast<std::uintptr_t>(stream) : 1;
-        facts.owner = array.attr("__dlpack__")(nb::arg("stream") = number);
+        if (facts.device == on_cpu) {
+            array.attr("block_until_ready")();
+            facts.owner = array.attr("__dlpack__")();
+        } else {
+            // DLPack's number of the default stream is 1.
+            const auto number = stream ? reinterpret_cast<std::uintptr_t>(stream) : 1;
+            facts.owner = array.attr("__dlpack__")(nb::arg("stream") = number);
+        }
         const auto* const tensor = static_cast<const DLTensor*>(PyCapsule_GetPointer(facts.owner.ptr(), "dltensor"));
         if (!tensor) throw nb::python_error();
         const std::optional<DType> type = type_of(*tensor);
@@ -112,7 +117,9 @@ class JaxWays final : public Ways {
     nb::object full(double value, int) const override {
         return jnp().attr("full")(nb::make_tuple(), value, "float64").attr("block_until_ready")();
     }
-    nb::object from_numpy(nb::handle array, int) const override {
+    nb::object from_numpy(nb::handle array, int device) const override {
+        // Keeps the memory, where that starts a cache line.
+        if (device == on_cpu) return Jax::get()->module.attr("device_put")(array).attr("block_until_ready")();
         return jnp().attr("asarray")(array).attr("block_until_ready")();
     }
     nb::object cast(nb::handle array, nb::handle dtype) const override {

@@ -51,7 +51,7 @@ class Scope {
     virtual void touch(nb::handle) const {}
 };
 
-// What a library does with arrays on GPUs; in a scope, unless it says otherwise.
+// What a library does with arrays on GPUs, JAX on the CPU too; in a scope, unless it says otherwise.
 class Ways {
   public:
     virtual ~Ways() = default;
