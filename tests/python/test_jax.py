@@ -85,7 +85,7 @@ def test_results_share_no_memory():
     results = [bn.batch_norm(x, float(i))[0] for i in range(1, 9)]
     assert len({y.unsafe_buffer_pointer() for y in [x, *results]}) == 9
     want = np.asarray(results[0])
-    assert all(np.allclose(np.asarray(y), (i + 1) * want, rtol=1e-5, atol=1e-6) for i, y in enumerate(results))
+    assert all(np.allclose(np.asarray(y), (i + 1) * want, rtol=1e-6, atol=1e-6) for i, y in enumerate(results))
 
 
 def test_the_layer():
