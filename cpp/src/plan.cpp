@@ -108,7 +108,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
                const Caches& own) noexcept {
     const int64_t bytes = box.elements() * item_size(box.dtype);
     const bool stream = bytes >= streamed_bytes[reduces ? tensors : 0];
-    // The block that is read, the one that is written, and its output.
+    // The block that is read, the one that is written and its output share the cache with what comes next.
     const int64_t block_bytes = second_is_large(own) ? own.second * (stream ? 2 : 1) / 5 : cached_bytes;
     const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads, first_cache)
