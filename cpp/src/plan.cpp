@@ -9,7 +9,7 @@ constexpr int64_t cached_bytes = 4 << 20;
 // former, beside the block that is read meanwhile; but not in pieces shorter than that.
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
 // How far ahead of its stores such a processor is to fetch what it streams.
-constexpr int64_t streamed_ahead = 1536;
+constexpr int64_t streamed_ahead = 6144;
 // Outputs of this size are written past the caches: of calls that only apply, that go over x twice, and over dy as
 // well. The more a call reads, the sooner its output pushes out what it reads again (docs/performance.md).
 constexpr int64_t streamed_bytes[] = {24 << 20, 16 << 20, 8 << 20};
