@@ -123,6 +123,13 @@ struct Box {
         return true;
     }
 
+    // Whether the output takes the place of an input, of which the caches then have what is written.
+    bool overwrites() const noexcept {
+        for (int r = 0; r < roles; ++r)
+            if (r != role_out && operand[r].data && operand[r].data == operand[role_out].data) return true;
+        return false;
+    }
+
     // Whether, in memory, a row of each channel comes before the next outer index. The rows of a plane with gaps
     // between them are outer, and come before the next channel.
     bool channels_follow() const noexcept {

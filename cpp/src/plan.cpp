@@ -8,11 +8,12 @@ constexpr int64_t cached_bytes = 4 << 20;
 // A second-level cache larger than this goes with a third level so slow that a block of channels should stay in the
 // former, beside the block that is read meanwhile; but not in pieces shorter than that.
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
-// How far ahead of its stores such a processor is to fetch what it streams.
-constexpr int64_t streamed_ahead = 6144;
-// Outputs of this size are written past the caches: of calls that only apply, that go over x twice, and over dy as
-// well. The more a call reads, the sooner its output pushes out what it reads again (docs/performance.md).
-constexpr int64_t streamed_bytes[] = {24 << 20, 16 << 20, 8 << 20};
+// How far ahead of its stores such a processor is to fetch what large outputs are made of.
+constexpr int64_t large_ahead = 6144;
+// Outputs of this size are large, and written past the caches unless these have what is overwritten: of calls that only
+// apply, that go over x twice, and over dy as well. The more a call reads, the sooner its output pushes out what it
+// reads again (docs/performance.md).
+constexpr int64_t large_bytes[] = {24 << 20, 16 << 20, 8 << 20};
 // What all operands of a call may have together, to stay in the caches that threads share.
 constexpr int64_t shared_cache_bytes = 16 << 20;
 // Work of a task of the two passes, and memory that a block of channels should read in one go.
@@ -99,7 +100,7 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads, int64_t 
 // from a slow third level comes faster in memory order, if rows are not all ends.
 int64_t most_written_plane(DType dtype, int64_t bytes, const Caches& own) noexcept {
     const int64_t unit = item_size(dtype);
-    if (bytes >= streamed_bytes[0]) return min(least_joined_row_bytes / unit - 1, most_plane_lanes);
+    if (bytes >= large_bytes[0]) return min(least_joined_row_bytes / unit - 1, most_plane_lanes);
     return second_is_large(own) && bytes > own.second && !is_half(dtype) ? least_written_row_bytes / unit - 1
                                                                          : long_plane;
 }
@@ -107,16 +108,16 @@ int64_t most_written_plane(DType dtype, int64_t bytes, const Caches& own) noexce
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more,
                const Caches& own) noexcept {
     const int64_t bytes = box.elements() * item_size(box.dtype);
-    const bool stream = bytes >= streamed_bytes[reduces ? tensors : 0];
+    const bool large = bytes >= large_bytes[reduces ? tensors : 0];
     // The block that is read, the one that is written and its output share the cache with what comes next.
-    const int64_t block_bytes = second_is_large(own) ? own.second * (stream ? 2 : 1) / 5 : cached_bytes;
+    const int64_t block_bytes = second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes;
     const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads, first_cache)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes)
                                              : plan_written_rows(box, threads);
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
-    plan.stream = stream;
-    plan.ahead = stream && second_is_large(own) ? streamed_ahead : 0;
+    plan.stream = large && !box.overwrites();
+    plan.ahead = large && second_is_large(own) ? large_ahead : 0;
     return plan;
 }
 

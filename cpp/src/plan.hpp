@@ -18,7 +18,7 @@ struct Plan {
     int64_t channel_block;  // channels that one task takes
     bool cached = false;    // whether all operands together stay in the caches
     bool stream = false;    // whether outputs are written past them
-    int64_t ahead = 0;      // how many bytes ahead of these what they are made of is fetched, if nothing else is read
+    int64_t ahead = 0;      // how many bytes ahead of outputs what they are made of is fetched, if nothing else is read
 };
 
 // Shorter rows are not written past the caches: too much of them would be the lines at their ends, which are not; or,

@@ -154,6 +154,25 @@ void blocks_are_even() {
             }
 }
 
+// Large outputs go past the caches, unless these have what is overwritten: x, or dy.
+void overwritten() {
+    context = "overwritten";
+    for (const Caches& own : {zen, xeon}) {
+        static char memory[2];
+        Box box = box_of({32, 256, 56, 56}, {1}, DType::f32, true);
+        box.operand[batchnorm::role_dy].data = &memory[0];
+        box.operand[batchnorm::role_out].data = &memory[1];
+        const Chunks chunks(box);
+        const Plan apart = make_plan(box, chunks, 2, true, 2, 0, own);
+        CHECK(apart.stream);
+        for (const batchnorm::Role input : {batchnorm::role_x, batchnorm::role_dy}) {
+            box.operand[batchnorm::role_out] = box.operand[input];
+            const Plan plan = make_plan(box, chunks, 2, true, 2, 0, own);
+            CHECK(!plan.stream && plan.ahead == apart.ahead);
+        }
+    }
+}
+
 // Backward of so many channels last: whole rows, if L1 has room for them and what is looked up.
 void columns_in_l1() {
     const Box box = box_of({6272, 1024}, {1}, DType::f32, true);
@@ -237,6 +256,7 @@ int main() {
     ways();
     blocks_in_caches();
     blocks_are_even();
+    overwritten();
     columns_in_l1();
     written_planes();
     teams();
