@@ -34,7 +34,7 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
             reader.add(row, i, end);
             // Looks the page up that will be written next: streams wait for that (3 to 8 %).
             prefetch(reinterpret_cast<const char*>(writer.out() + until) + 4096);
-            writer.write(written, until, false);
+            writer.write(written, until, {});
             written = until;
         }
         seams.close(row);

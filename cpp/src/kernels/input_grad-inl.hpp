@@ -33,10 +33,10 @@ class InputGradient {
     const T* out() const { return row_at<T>(args_.dx, args_.dx_stride, row_); }
 
     // As Normalizer's.
-    [[gnu::always_inline]] void write(int64_t begin, int64_t end, bool fetches) const {
+    [[gnu::always_inline]] void write(int64_t begin, int64_t end, Fetches fetches) const {
         const Place place(args_, row_, begin, ends_);
-        const int64_t dy_ahead = fetches ? args_.dy_stride * row_distance : args_.ahead;
-        const int64_t x_ahead = fetches ? args_.x_stride * row_distance : args_.ahead;
+        const int64_t dy_ahead = fetches.rows ? args_.dy_stride * row_distance : args_.ahead;
+        const int64_t x_ahead = fetches.rows ? args_.x_stride * row_distance : args_.ahead;
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (dy_ahead) {
                 prefetch(reinterpret_cast<const char*>(place.dy + i) + dy_ahead);

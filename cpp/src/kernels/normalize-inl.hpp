@@ -26,12 +26,13 @@ class Normalizer {
 
     const T* out() const { return row_at<T>(args_.y, args_.y_stride, row_); }
 
-    // Elements of the row, in Pattern::lane all of them; and whether to fetch those of a row to come.
-    [[gnu::always_inline]] void write(int64_t begin, int64_t end, bool fetches) const {
+    // Elements of the row, in Pattern::lane all of them.
+    [[gnu::always_inline]] void write(int64_t begin, int64_t end, Fetches fetches) const {
         Place place(args_, row_, begin, begin, ends_);
-        const int64_t ahead = fetches ? args_.x_stride * row_distance : args_.ahead;
+        const int64_t ahead = fetches.rows ? args_.x_stride * row_distance : args_.ahead;
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (ahead) prefetch(reinterpret_cast<const char*>(place.x + i) + ahead);
+            if (fetches.output) fetch_output(place, i);
             write_vectors(place, look_up(channel, left...), i, begin + i, left...);
         };
         for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, place.y.head(end - begin), args_.period,
@@ -45,6 +46,7 @@ class Normalizer {
             const auto looked = look_up(i, left...);
             for (int64_t r = row_; r < row_ + rows; ++r) {
                 Place place(args, r, 0, i);
+                fetch_output(place, i);
                 write_vectors(place, looked, i, i, left...);
             }
         };
@@ -69,6 +71,12 @@ class Normalizer {
             if (args.mask) mask = {args.mask + args.mask_stride * row, bit};
         }
     };
+
+    // Where a vector is a line: stores of some take longer (docs/performance.md).
+    static void fetch_output(const Place& place, int64_t i) {
+        if constexpr (Row::width == line_of<T>)
+            prefetch_to_write(reinterpret_cast<const char*>(place.y.row + i) + output_distance);
+    }
 
     // What is looked up for one vector, or for two.
     template <int vectors>

@@ -171,8 +171,8 @@ inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 // To L1, for what is read next but one: rows that are walked side by side are more streams than hardware follows.
 inline void prefetch_next(const void* line) { __builtin_prefetch(line, 0, 3); }
 
-// The line that a streamed row shares with the next one is written through the caches: its old content must come, and
-// stores behind it would wait for that. The next row's page is looked up, too.
+// What is written through the caches: its old content must come, and stores behind it would wait for that. Of a row
+// that is streamed, the line that it shares with the next one, whose page is looked up, too.
 inline void prefetch_to_write(const void* line) { __builtin_prefetch(line, 1, 3); }
 
 // Walks rows in memory order that are read rows_ahead later. A block of rows is read across, column by column, which
@@ -213,8 +213,13 @@ class RowsAhead {
     const char *at_, *end_;
 };
 
-// The writers fetch so many rows ahead.
-constexpr int64_t row_distance = 4;
+// The writers fetch so many rows ahead, and so many bytes of what they write.
+constexpr int64_t row_distance = 4, output_distance = 1024;
+
+// What is fetched ahead of a row: rows to come, and its output; neither where another row is read in turns.
+struct Fetches {
+    bool rows = false, output = false;
+};
 
 // A line of cache, in elements of type T.
 template <class T>
@@ -381,7 +386,8 @@ void write_rows(const typename Writer::Args& args) noexcept {
     for (int64_t row = 0; row < args.rows; ++row) {
         const Writer writer(args, row, seams.ends(row));
         if (args.stream && !seams.behind(row)) prefetch_to_write(writer.out() + args.n);
-        writer.write(0, args.n, !(args.next_channel && args.stream) && row + row_distance < args.rows);
+        const bool rows_to_come = !(args.next_channel && args.stream) && row + row_distance < args.rows;
+        writer.write(0, args.n, {.rows = rows_to_come, .output = !args.stream});
         seams.close(row);
     }
 }
