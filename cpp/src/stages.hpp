@@ -17,7 +17,9 @@ struct Stages {
     bool cached, stream;  // as in Plan
     int64_t ahead;        // as in Plan
 
-    kernels::Activated activated() const noexcept { return {epilogue.activates, epilogue.slope, epilogue.restores}; }
+    kernels::Activated activated() const noexcept {
+        return {epilogue.activates, epilogue.slope, epilogue.restores ? 1 / epilogue.slope : 0};
+    }
 
     // merge.cpp: all chunks' slots, in order, into memory.mean and memory.spread (then m2) and, of weighted elements,
     // memory.count; or into sum_dy and sum_dy_xmu.

@@ -45,17 +45,18 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
 template <class T, class Reader, template <class, Pattern, Flavour> class Writer>
 void alternate_plain(const typename Reader::Args& read,
                      const typename Writer<T, Pattern::row, Flavour::plain>::Args& write) noexcept {
-    write.stream ? alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::streaming>>(read, write)
-                 : alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::plain>>(read, write);
+    if constexpr (has_streams)
+        if (write.stream) return alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::streaming>>(read, write);
+    alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::plain>>(read, write);
 }
 
-// Where elements are not weighted: the reader is masked where the writer is.
+// Where elements are not weighted: the reader is of the writer's flavour.
 template <class T, template <class, Flavour> class Reader, template <class, Pattern, Flavour> class Writer>
 void alternate_full(const typename Reader<T, Flavour::full>::Args& read,
                     const typename Writer<T, Pattern::row, Flavour::full>::Args& write) noexcept {
-    only_masks(write)
-        ? alternate_rows<T, Reader<T, Flavour::masked>, Writer<T, Pattern::row, Flavour::masked>>(read, write)
-        : alternate_rows<T, Reader<T, Flavour::full>, Writer<T, Pattern::row, Flavour::full>>(read, write);
+    in_flavour<T>(write, [&]<Flavour flavour> {
+        alternate_rows<T, Reader<T, flavour>, Writer<T, Pattern::row, flavour>>(read, write);
+    });
 }
 
 }  // namespace

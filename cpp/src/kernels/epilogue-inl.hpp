@@ -86,22 +86,39 @@ V elements(const T* p, Left... left) {
 // Whether the masked flavour does what a call asks of the full one.
 inline bool only_masks(const NormalizeArgs& args) { return args.activates && args.mask && args.slope == 0; }
 inline bool only_masks(const Activated& activated, const void* mask) {
-    return activated.some && mask && activated.slope == 0 && !activated.restores;
+    return activated.some && mask && activated.slope == 0;
 }
-inline bool only_masks(const InputGradArgs& args) {
-    return only_masks(args.activated, args.mask) && !args.weights && !args.v && !args.ignores_x;
+// Whether the leaky one does.
+inline bool only_leaks(const Activated& activated, const void* mask) {
+    return activated.some && (mask || activated.back != 0) && activated.slope != 0;
 }
-inline bool only_masks(const RowGradSumsArgs& args) {
-    return only_masks(args.activated, args.mask) && !args.zeros_count_nothing;
+// What else backward has to do takes the full one.
+inline bool only_activates(const InputGradArgs& args) { return !args.weights && !args.v && !args.ignores_x; }
+inline bool only_activates(const RowGradSumsArgs& args) { return !args.zeros_count_nothing; }
+inline bool only_activates(const LaneGradSumsArgs& args) { return !args.zeros_count_nothing; }
+template <class Args>
+bool only_masks(const Args& args) {
+    return only_activates(args) && only_masks(args.activated, args.mask);
 }
-inline bool only_masks(const LaneGradSumsArgs& args) {
-    return only_masks(args.activated, args.mask) && !args.zeros_count_nothing;
+template <class Args>
+    requires requires(const Args& args) { only_activates(args); }
+bool only_leaks(const Args& args) {
+    return only_activates(args) && only_leaks(args.activated, args.mask);
+}
+
+// run(flavour) in the one of these three flavours that does what a call asks for. The leaky one is that of backward, of
+// float in vectors alone: it is much code.
+template <class T, class Args, class Run>
+[[gnu::always_inline]] inline void in_flavour(const Args& args, const Run& run) {
+    if (only_masks(args)) return run.template operator()<Flavour::masked>();
+    if constexpr (__is_same(T, float) && Vec<float>::width > 1 && requires { only_leaks(args); })
+        if (only_leaks(args)) return run.template operator()<Flavour::leaky>();
+    run.template operator()<Flavour::full>();
 }
 
 template <class T, Pattern pattern, template <class, Pattern, Flavour> class Writer>
 void write_full(const typename Writer<T, pattern, Flavour::full>::Args& args) noexcept {
-    only_masks(args) ? write_cached<Writer<T, pattern, Flavour::masked>, pattern>(args)
-                     : write_cached<Writer<T, pattern, Flavour::full>, pattern>(args);
+    in_flavour<T>(args, [&]<Flavour flavour> { write_cached<Writer<T, pattern, flavour>, pattern>(args); });
 }
 
 // Backward through relu by its mask, whose first bit for dy is the bit-th.
@@ -109,6 +126,26 @@ template <class V, class... Left>
 [[gnu::always_inline]] inline void pass_back(const std::uint8_t* mask, V& dy, int64_t bit, Left... left) {
     dy = select(read_mask<V>(mask, bit, left...), dy, V::all(0));
 }
+
+// Backward through leaky_relu, by its mask or, if that is what x is, by its output. The bit-th bits on of the mask.
+template <class T>
+struct Leak {
+    const Vec<T> slope, back;
+    const bool restores;
+
+    explicit Leak(const Activated& activated)
+        : slope(Vec<T>::all(static_cast<T>(activated.slope))),
+          back(Vec<T>::all(static_cast<T>(activated.back))),
+          restores(activated.back != 0) {}
+
+    template <class... Left>
+    [[gnu::always_inline]] void pass_back(const std::uint8_t* mask, Vec<T>& dy, Vec<T>& x, int64_t bit,
+                                          Left... left) const {
+        const typename Vec<T>::Mask through = restores ? above_zero(x) : read_mask<Vec<T>>(mask, bit, left...);
+        dy = select(through, dy, dy * slope);
+        if (restores) x = select(through, x, x * back);
+    }
+};
 
 // Backward through an activation: dy as far as it counts, and x, where it is restored. They are the i-th elements on
 // from y, and have the bit-th bits on of the mask.
@@ -118,7 +155,7 @@ template <class V, class T, class... Left>
     if (!activated.some) return;
     const typename V::Mask through = y ? above_zero(elements<V>(y + i, left...)) : read_mask<V>(mask, bit, left...);
     dy = select(through, dy, scaled(dy, activated.slope));
-    if (activated.restores) x = select(through, x, scaled(x, 1 / activated.slope));
+    if (activated.back != 0) x = select(through, x, scaled(x, activated.back));
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ template <Flavour flavour, class R, class Args, class T, class... Left>
     Vec<R> dy = summand<R>(row.dy + i, left...), x = summand<R>(row.x + i, left...);
     if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, i, left...);
     if constexpr (flavour == Flavour::masked) pass_back(row.mask, dy, i, left...);
+    if constexpr (flavour == Flavour::leaky) Leak<R>(args.activated).pass_back(row.mask, dy, x, i, left...);
     Vec<R> apart = difference(x, mean);
     if (flavour == Flavour::full && args.zeros_count_nothing) apart = select(not_zero(dy), apart, Vec<R>::all(0));
     sums.add_product(dy, apart);
@@ -59,7 +60,7 @@ class RowGradSums {
 };
 
 template <class T, Flavour flavour, bool cached>
-void grad_sums_lane_of(const LaneGradSumsArgs& args) noexcept {
+void grad_sums_lane_of(const LaneGradSumsArgs args) noexcept {  // not in memory that sums may overwrite
     // Two operands: past the caches half as many rows as of one (docs/performance.md).
     constexpr int block = is_half<T> ? 16 : cached ? 8 : 4, run = 8, chain = 2, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
@@ -121,12 +122,11 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
 
 template <class T>
 void row_grad_sums_full(const RowGradSumsArgs& args) noexcept {
-    only_masks(args) ? reduce_rows<RowGradSums<T, Flavour::masked>>(args)
-                     : reduce_rows<RowGradSums<T, Flavour::full>>(args);
+    in_flavour<T>(args, [&]<Flavour flavour> { reduce_rows<RowGradSums<T, flavour>>(args); });
 }
 template <class T>
 void lane_grad_sums_full(const LaneGradSumsArgs& args) noexcept {
-    only_masks(args) ? grad_sums_lane<T, Flavour::masked>(args) : grad_sums_lane<T, Flavour::full>(args);
+    in_flavour<T>(args, [&]<Flavour flavour> { grad_sums_lane<T, flavour>(args); });
 }
 
 }  // namespace

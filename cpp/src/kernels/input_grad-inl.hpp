@@ -67,9 +67,11 @@ class InputGradient {
         const T *y = nullptr, *v = nullptr;
         const A* weights = nullptr;
         const std::uint8_t* mask = nullptr;
+        const Leak<A> leak;
         Row dresidual{nullptr, false};
 
-        More(const InputGradArgs& args_, int64_t row_, int64_t begin_) : args(args_), row(row_), begin(begin_) {
+        More(const InputGradArgs& args_, int64_t row_, int64_t begin_)
+            : args(args_), row(row_), begin(begin_), leak(args_.activated) {
             if constexpr (!is_full(flavour)) return;
             if (args.y) y = row_at<T>(args.y, args.y_stride, row) + begin;
             if (args.v) v = row_at<T>(args.v, args.v_stride, row) + begin;
@@ -87,6 +89,8 @@ class InputGradient {
             if constexpr (!is_full(flavour)) return;
             if constexpr (flavour == Flavour::masked)
                 ::pass_back(mask, dy, begin + i, left...);
+            else if constexpr (flavour == Flavour::leaky)
+                leak.pass_back(mask, dy, x, begin + i, left...);
             else
                 ::pass_back(args.activated, y, mask, dy, x, i, begin + i, left...);
             if (dresidual.row) dresidual.write(dy, i, left...);

@@ -241,11 +241,12 @@ bool aligned_alike(const T* a, const T* b) {
 }
 
 // A kernel is compiled in these flavours: plain, writing through the caches or past them; full, which decides that and
-// all else at run time (table.hpp); and what is asked of full most often, relu by a mask, without its branches.
-enum class Flavour { plain, streaming, full, masked };
+// all else at run time (table.hpp); and what is asked of full most often, relu by a mask and, backward, leaky_relu,
+// without its branches.
+enum class Flavour { plain, streaming, full, masked, leaky };
 
 // Whether a kernel does what full ones do.
-constexpr bool is_full(Flavour flavour) { return flavour == Flavour::full || flavour == Flavour::masked; }
+constexpr bool is_full(Flavour flavour) { return flavour != Flavour::plain && flavour != Flavour::streaming; }
 
 // Where the ends of a row are written that are not whole lines: where they are, or to lines kept elsewhere.
 template <class T>
@@ -409,8 +410,9 @@ void write_cached(const typename Writer::Args& args) noexcept {
 
 template <class T, Pattern pattern, template <class, Pattern, Flavour> class Writer>
 void write_plain(const typename Writer<T, pattern, Flavour::plain>::Args& args) noexcept {
-    args.stream ? write_rows<Writer<T, pattern, Flavour::streaming>>(args)
-                : write_cached<Writer<T, pattern, Flavour::plain>, pattern>(args);
+    if constexpr (has_streams)
+        if (args.stream) return write_rows<Writer<T, pattern, Flavour::streaming>>(args);
+    write_cached<Writer<T, pattern, Flavour::plain>, pattern>(args);
 }
 
 }  // namespace

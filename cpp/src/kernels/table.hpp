@@ -54,12 +54,12 @@ struct LaneMomentsArgs {
 };
 
 // How backward goes through an activation. What it let through is told by bits of a mask, or by the sign of its output
-// y; dy counts there as it is, and elsewhere times slope. Where `restores`, x is y itself, from which what went into
-// the activation is found again: x times 1 / slope where it is not above 0.
+// y; dy counts there as it is, and elsewhere times slope. If `back` is not 0, x is y itself, from which what went into
+// the activation is found again: x times back where it is not above 0.
 struct Activated {
     bool some = false;
     double slope = 0;
-    bool restores = false;
+    double back = 0;
 };
 
 struct RowGradSumsArgs {

@@ -88,7 +88,8 @@ inline Vec<double> select(__m256d mask, Vec<double> a, Vec<double> b) { return {
 inline unsigned bits_of(__m256 mask) { return static_cast<unsigned>(_mm256_movemask_ps(mask)); }
 inline unsigned bits_of(__m256d mask) { return static_cast<unsigned>(_mm256_movemask_pd(mask)); }
 
-// Streams become visible in no order of their own.
+// Stores past the caches become visible in no order of their own.
+constexpr bool has_streams = true;
 inline void finish_streams() noexcept { _mm_sfence(); }
 
 // As many elements as a Vec<double> holds, as doubles.

@@ -81,7 +81,8 @@ inline Vec<double> select(__mmask8 mask, Vec<double> a, Vec<double> b) {
 inline unsigned bits_of(__mmask16 mask) { return mask; }
 inline unsigned bits_of(__mmask8 mask) { return mask; }
 
-// Streams become visible in no order of their own.
+// Stores past the caches become visible in no order of their own.
+constexpr bool has_streams = true;
 inline void finish_streams() noexcept { _mm_sfence(); }
 
 // As many elements as a Vec<double> holds, as doubles.

@@ -108,6 +108,8 @@ inline unsigned bits_of(uint64x2_t mask) {
     return static_cast<unsigned>(vaddvq_u64(vandq_u64(mask, bit)));
 }
 
+// All stores go through the caches.
+constexpr bool has_streams = false;
 inline void finish_streams() noexcept {}
 
 // As many elements as a Vec<double> holds, as doubles.

@@ -60,6 +60,8 @@ Vec<T> select(bool mask, Vec<T> a, Vec<T> b) {
 }
 inline unsigned bits_of(bool mask) { return mask; }
 
+// All stores go through the caches.
+constexpr bool has_streams = false;
 inline void finish_streams() noexcept {}
 
 template <class T>
