@@ -1,14 +1,12 @@
-"""Calls that do more than the plain ones, in the time of the plain float32 call of the same task.
+"""Calls with options, and the plain ones in 16 bits, in the time of the plain float32 call of the same task.
 
-With a residual and relu, with weights, in groups, backward through the mask and from the output, and the plain calls in
-16 bits. PyTorch makes several calls of what is fused here.
+PyTorch makes several calls of what is fused here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -17,15 +15,15 @@ import numpy as np
 import batchnorm as bn
 
 from . import machine
-from .arrays import BETWEEN, EPS, Array, Problem, aligned, buffers, problem, reserve_pages
+from .arrays import BETWEEN, Problem, aligned, buffers, problem, reserve_pages
 from .cases import Case, Job, Settings, Task, chosen_cases
 from .check import Results, check_against, checked_channels, compare_channels, reference
 from .contestant import Contestant, Peer, UnavailableError
 from .measure import quartiles_of_ratios, rounded, undisturbed_turns
+from .options import SLOPE, Option, OptionProblem, options, plain_call, results_of, with_options
 from .peers import load
 
 Emit = Callable[[str, Any], None]
-Call = Callable[..., Any]
 
 # What PyTorch makes several calls of.
 _FUSED: dict[Task, str] = {
@@ -33,8 +31,6 @@ _FUSED: dict[Task, str] = {
     "inference": "residual + relu",
     "backward": "relu + dresidual",
 }
-_GROUP = 8  # samples
-_SLOPE = 0.01  # of leaky_relu, which backward from the output takes back
 
 # Largest errors allowed: of elements in their largest value, with the roundings of 11 and 8 bits; of values summed.
 _TOLERANCES = {"float32": 1e-6, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -98,37 +94,23 @@ class _Memory:
         self.residual[...] = self.plain.dy[::-1]
         self.halves = {name: buffers(case, name) for name in halves}
 
-
-@dataclass
-class _Problem(Problem):
-    """What variants are given besides."""
-
-    residual: Array
-    dresidual: Array
-    y: Array  # the output of leaky_relu: where it is positive, that of relu is
-    weights: Array  # without the axis of the channels
-
-
-def _problem(job: Job, memory: _Memory) -> _Problem:
-    plain = problem(job.case, job.layout, memory.plain)
-    plain.gamma = np.copysign(abs(plain.gamma) + np.float32(0.5), plain.gamma)  # which is divided by
-    residual, dresidual, y = (a.reshape(plain.x.shape) for a in (memory.residual, memory.dresidual, memory.y))
-    weights = np.ones([plain.x.shape[axis] for axis in plain.reduced], bool)
-    weights[..., -max(1, weights.shape[-1] // 8) :] = False  # as padding has it
-    return _Problem(**vars(plain), residual=residual, dresidual=dresidual, y=y, weights=weights)
+    def problem(self, job: Job) -> OptionProblem:
+        plain = problem(job.case, job.layout, self.plain)
+        return with_options(plain, self.residual, self.dresidual, self.y)
 
 
 def _measure(job: Job, memory: _Memory, peer: Peer | None, settings: Settings, emit: Emit) -> dict[str, object]:
     bn.set_num_threads(job.threads)
-    given = _problem(job, memory)
-    calls = _variants(given, job.task)
-    fused = _checked_variants(given, job.task, calls)
+    given = memory.problem(job)
+    checked = options(given, job.task)
+    fused = _checked(given, job.task, checked)
+    calls = {option.name: option.call for option in checked}
     for name, half in memory.halves.items():
         halved = replace(problem(job.case, job.layout, half), gamma=given.gamma, beta=given.beta)
-        calls[name] = _plain(halved, job.task)
+        calls[name] = plain_call(halved, job.task)
         channels = checked_channels(halved)
         halved.out.fill(float("nan"))
-        _check(halved, name, _results(calls[name]), reference(halved, job.task, channels), channels)
+        _check(halved, name, results_of(calls[name]), reference(halved, job.task, channels), channels)
     if peer is not None:
         try:
             theirs = _several_calls(peer, given, job)
@@ -163,106 +145,20 @@ def _measure(job: Job, memory: _Memory, peer: Peer | None, settings: Settings, e
     }
 
 
-def _plain(given: Problem, task: Task) -> Call:
-    """The call that others are measured by; parameters and given statistics are float32."""
-    x, gamma, beta = given.x, given.gamma, given.beta
-    common: dict[str, Any] = {"axis": given.axis, "eps": EPS, "out": given.out}
-    forward = partial(bn.batch_norm, x, gamma, beta, **common)
-    if task == "forward":
-        return forward
-    if task == "inference":
-        mean, var = (values.astype(gamma.dtype) for values in (given.mean, given.var))
-        return partial(bn.batch_norm_inference, x, mean, var, gamma, beta, **common)
-    return partial(bn.batch_norm_backward, given.dy, x, forward()[1], gamma, out=given.out)
-
-
-def _variants(given: _Problem, task: Task) -> dict[str, Call]:
-    """All of batchnorm's float32 calls."""
-    plain = _plain(given, task)
-    fused: dict[str, Any] = {"activation": "relu", "residual": given.residual}
-    if task == "inference":
-        return {"plain": plain, "residual + relu": partial(plain, **fused)}
-    if task == "forward":
-        return {
-            "plain": plain,
-            "relu": partial(plain, activation="relu"),
-            "residual + relu": partial(plain, **fused),
-            "weights": partial(plain, weights=given.weights),
-            f"groups of {_GROUP}": partial(plain, group_size=_GROUP),
-        }
-    dy, x, y, gamma, beta = given.dy, given.x, given.y, given.gamma, given.beta
-    forward = _plain(given, "forward")
-    _, masked = forward(activation="relu")
-    _, saved = forward(activation="leaky_relu", negative_slope=_SLOPE, out=y)
-    relu = partial(bn.batch_norm_backward, dy, x, masked, gamma, out=given.out)
-    return {
-        "plain": plain,
-        "relu": relu,
-        "relu + dresidual": partial(relu, need_dresidual=True, out=(given.out, given.dresidual)),
-        "from the output": partial(bn.batch_norm_backward_from_output, dy, y, saved, gamma, beta, out=given.out),
-    }
-
-
-def _expected(given: _Problem, task: Task, channels: list[int]) -> dict[str, Results]:
-    """What each of them should give for these channels, from NumPy in float64."""
-    plain = reference(given, task, channels)
-    if task == "backward":
-        let_through = given.y > 0
-        relu = np.where(let_through, given.dy, 0)
-        masked = reference(replace(given, dy=relu), task, channels)
-        leaky = np.where(let_through, given.dy, np.float32(_SLOPE) * given.dy)
-        return {
-            "plain": plain,
-            "relu": masked,
-            "relu + dresidual": {**masked, "dresidual": np.take(relu, channels, given.axis)},
-            "from the output": reference(replace(given, dy=leaky), task, channels),
-        }
-    y = plain["y"]
-    groups = [
-        reference(replace(given, x=given.x[start : start + _GROUP]), "forward", channels)["y"]
-        for start in range(0, given.case.n, _GROUP)
-    ]
-    return {
-        "plain": plain,
-        "relu": {"y": np.maximum(y, 0)},
-        "residual + relu": {"y": np.maximum(y + np.take(given.residual, channels, given.axis), 0)},
-        "weights": {"y": _weighted(given, channels)},
-        f"groups of {_GROUP}": {"y": np.concatenate(groups)},
-    }
-
-
-def _weighted(given: _Problem, channels: list[int]) -> Array:
-    x, w = np.take(given.x, channels, given.axis).astype(np.float64), np.expand_dims(given.weights, given.axis)
-    gamma, beta = (given.across(values[channels].astype(np.float64)) for values in (given.gamma, given.beta))
-    from_mean = x - (w * x).sum(given.reduced, keepdims=True) / w.sum()
-    var = (w * from_mean * from_mean).sum(given.reduced, keepdims=True) / w.sum()
-    y: Array = from_mean / np.sqrt(var + EPS) * gamma + beta
-    return y
-
-
-def _checked_variants(given: _Problem, task: Task, calls: dict[str, Call]) -> Results:
+def _checked(given: OptionProblem, task: Task, calls: list[Option]) -> Results:
     """What the fused one returned; all were found right."""
     channels = checked_channels(given)
     if task == "backward":
         y = reference(given, "forward", channels)["y"]
-        _check(given, "leaky_relu", {"y": given.y}, {"y": np.where(y > 0, y, _SLOPE * y)}, channels)
-    expected = _expected(given, task, channels)
+        _check(given, "leaky_relu", {"y": given.y}, {"y": np.where(y > 0, y, SLOPE * y)}, channels)
     fused: Results = {}
-    for name, call in calls.items():
-        given.out.fill(float("nan"))
-        given.dresidual.fill(float("nan"))
-        results = _results(call)
-        _check(given, name, results, expected[name], channels)
-        if name == _FUSED[task]:
+    for option in calls:
+        option.prepare(given)
+        results = option.results()
+        _check(given, option.name, results, option.expected(channels), channels)
+        if option.name == _FUSED[task]:
             fused = {part: array.copy() for part, array in results.items()}  # the others write to the same outputs
     return fused
-
-
-def _results(call: Call) -> Results:
-    made = call()
-    if isinstance(made, bn.Grads):
-        return {name: array for name, array in made._asdict().items() if array is not None}
-    return {"y": made[0] if isinstance(made, tuple) else made}
 
 
 def _check(given: Problem, name: str, results: Results, expected: Results, channels: list[int]) -> None:
@@ -272,7 +168,7 @@ def _check(given: Problem, name: str, results: Results, expected: Results, chann
         compare_channels(given, f"batchnorm, {name}", results, {part: want}, channels, allowed)
 
 
-def _several_calls(peer: Peer, given: _Problem, job: Job) -> Contestant:
+def _several_calls(peer: Peer, given: OptionProblem, job: Job) -> Contestant:
     """PyTorch's own call and those around it, in place, with outputs where there can be any, without autograd."""
     import torch
 
