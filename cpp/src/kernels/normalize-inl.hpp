@@ -32,6 +32,8 @@ class Normalizer {
         const int64_t ahead = fetches.rows ? args_.x_stride * row_distance : args_.ahead;
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (ahead) prefetch(reinterpret_cast<const char*>(place.x + i) + ahead);
+            if (is_full(flavour) && place.residual && args_.ahead)
+                prefetch(reinterpret_cast<const char*>(place.residual + i) + args_.ahead);
             if (fetches.output) fetch_output(place, i);
             write_vectors(place, look_up(channel, left...), i, begin + i, left...);
         };
