@@ -71,7 +71,11 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                     for (int i = 0; i < Apply::coefficients(box); ++i)
                         at[i] =
                             static_cast<const char*>(stages.memory.coefficients[i]) + (first + targets.begin) * unit;
-                    return Apply::args(stages, span, at, streams(stages, span), false);
+                    auto args = Apply::args(stages, span, at, streams(stages, span), false);
+                    // What was not read just before.
+                    if (Apply::access[role_residual] == Access::read && span.data[role_residual])
+                        args.ahead = stages.ahead;
+                    return args;
                 };
                 if (writable == 0)
                     terms.add(read_args());
