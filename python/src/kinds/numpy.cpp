@@ -23,8 +23,13 @@ bool is_masked(nb::handle array) {
 namespace {
 
 // NumPy's bfloat16 is ml_dtypes', of kind V; that package is the user's, and known by the name alone.
+// Which dtype has it is remembered: NumPy puts that together anew each time, in Python.
 bool is_bfloat16(nb::handle dtype) {
-    return text(dtype.attr("name")) == "bfloat16" && nb::cast<bool>(dtype.attr("isnative"));
+    static PyObject* known = nullptr;
+    if (dtype.ptr() == known) return true;
+    if (text(dtype.attr("name")) != "bfloat16" || !nb::cast<bool>(dtype.attr("isnative"))) return false;
+    if (!known) known = dtype.inc_ref().ptr();
+    return true;
 }
 
 // The type that a buffer's format tells, in native byte order.
