@@ -123,11 +123,18 @@ struct Box {
         return true;
     }
 
-    // Whether the output takes the place of an input, of which the caches then have what is written.
+    // Whether what is written takes the place of inputs, all of it: the caches then have those lines. Backward, that is
+    // the residual's gradient, too.
     bool overwrites() const noexcept {
-        for (int r = 0; r < roles; ++r)
-            if (r != role_out && operand[r].data && operand[r].data == operand[role_out].data) return true;
-        return false;
+        const bool two = operand[role_dy].data && operand[role_residual].data;
+        const auto on_an_input = [&](Role output) {
+            for (int r = 0; r < roles; ++r)
+                if (r != role_out && !(two && r == role_residual) && operand[r].data &&
+                    operand[r].data == operand[output].data)
+                    return true;
+            return false;
+        };
+        return on_an_input(role_out) && (!two || on_an_input(role_residual));
     }
 
     // Whether, in memory, a row of each channel comes before the next outer index. The rows of a plane with gaps

@@ -170,6 +170,11 @@ void overwritten() {
             const Plan plan = make_plan(box, chunks, 2, true, 2, 0, own);
             CHECK(!plan.stream && plan.ahead == apart.ahead);
         }
+        // Of two outputs both must.
+        box.operand[batchnorm::role_residual] = box.operand[batchnorm::role_x];
+        CHECK(!make_plan(box, chunks, 2, true, 2, 1, own).stream);
+        box.operand[batchnorm::role_residual].data = &memory[1];
+        CHECK(make_plan(box, chunks, 2, true, 2, 1, own).stream);
     }
 }
 
