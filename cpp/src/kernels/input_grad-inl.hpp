@@ -161,9 +161,9 @@ class InputGradient {
         };
         if constexpr (vectors == 2) {
             Vec<A> dy_a, dy_b, x_a, x_b;
-            load_two(place.dy + i, dy_a, dy_b);
-            load_two(place.x + i, x_a, x_b);
-            place.dx.write(value_of(dy_a, x_a, 0), value_of(dy_b, x_b, 1), i);
+            Row::template load_both<pattern>(place.dy + i, dy_a, dy_b);
+            Row::template load_both<pattern>(place.x + i, x_a, x_b);
+            place.dx.template write_both<pattern>(value_of(dy_a, x_a, 0), value_of(dy_b, x_b, 1), i);
         } else {
             place.dx.write(value_of(load(place.dy + i, left...), load(place.x + i, left...), 0), i, left...);
         }

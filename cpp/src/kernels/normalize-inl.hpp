@@ -108,8 +108,8 @@ class Normalizer {
         };
         if constexpr (vectors == 2) {
             Vec<A> a, b;
-            load_two(place.x + i, a, b);
-            place.y.write(value_of(a, 0), value_of(b, 1), i);
+            Row::template load_both<pattern>(place.x + i, a, b);
+            place.y.template write_both<pattern>(value_of(a, 0), value_of(b, 1), i);
         } else {
             place.y.write(value_of(load(place.x + i, left...), 0), i, left...);
         }

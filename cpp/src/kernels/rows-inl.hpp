@@ -344,11 +344,25 @@ struct RowWriter {
     void write(Vec<Arithmetic<T>> v, int64_t i, int n) const {
         store(v, flavour == Flavour::plain ? row + i : ends.place(row + i), n);
     }
-    void write(Vec<Arithmetic<T>> a, Vec<Arithmetic<T>> b, int64_t i) const {
-        if (past_caches())
-            stream_two(a, b, row + i);
+
+    // Two vectors: those of even elements and of odd ones, where that is quicker and all have the same per-channel
+    // values, or one after the other.
+    template <Pattern pattern>
+    static constexpr bool apart = pattern == Pattern::row && !is_full(flavour) &&
+                                  requires(const T* p, Vec<Arithmetic<T>> v) { load_apart(p, v, v); };
+    template <Pattern pattern>
+    static void load_both(const T* p, Vec<Arithmetic<T>>& a, Vec<Arithmetic<T>>& b) {
+        if constexpr (apart<pattern>)
+            load_apart(p, a, b);
         else
-            store_two(a, b, row + i);
+            load_two(p, a, b);
+    }
+    template <Pattern pattern>
+    void write_both(Vec<Arithmetic<T>> a, Vec<Arithmetic<T>> b, int64_t i) const {
+        if constexpr (apart<pattern>)
+            past_caches() ? stream_apart(a, b, row + i) : store_apart(a, b, row + i);
+        else
+            past_caches() ? stream_two(a, b, row + i) : store_two(a, b, row + i);
     }
 };
 

@@ -198,4 +198,21 @@ void stream_two(Vec<float> a, Vec<float> b, T* p) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(p), together(a, b, p));
 }
 
+// The same of those in even places, and in odd ones, which takes no permutation.
+inline void load_apart(const BFloat16* p, Vec<float>& even, Vec<float>& odd) {
+    const __m512i both = _mm512_loadu_si512(p);
+    even.r = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    odd.r = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(-0x10000)));
+}
+inline __m512i interleaved(Vec<float> even, Vec<float> odd) {
+    const __m512i lower = _mm512_srli_epi32(rounded(_mm512_castps_si512(even.r)), 16);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, lower, rounded(_mm512_castps_si512(odd.r)));
+}
+inline void store_apart(Vec<float> even, Vec<float> odd, BFloat16* p) {
+    _mm512_storeu_si512(p, interleaved(even, odd));
+}
+inline void stream_apart(Vec<float> even, Vec<float> odd, BFloat16* p) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), interleaved(even, odd));
+}
+
 }  // namespace
