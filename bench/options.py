@@ -89,32 +89,46 @@ def _statistics(given: Problem) -> tuple[Array, Array]:
 
 def options(given: OptionProblem, task: Task) -> list[Option]:
     """Of this task; the plain one is the first."""
-    return {"forward": _forward, "inference": _inference, "backward": _backward}[task](given)
+    if task == "backward":
+        return _backward(given)
+    return [*_both(given, task), *(_training(given) if task == "forward" else [])]
 
 
-def _forward(given: OptionProblem) -> list[Option]:
+def _output(given: OptionProblem, task: Task, channels: list[int]) -> Array:
+    return reference(given, task, channels)["y"]
+
+
+def _both(given: OptionProblem, task: Task) -> list[Option]:
+    """What training forward and inference can do."""
+    plain = plain_call(given, task)
+
+    def with_residual(channels: list[int]) -> Results:
+        return {"y": np.maximum(_output(given, task, channels) + _some(given.residual, given, channels), 0)}
+
+    return [
+        Option("plain", plain, lambda channels: {"y": _output(given, task, channels)}),
+        Option("residual + relu", partial(plain, activation="relu", residual=given.residual), with_residual),
+    ]
+
+
+def _training(given: OptionProblem) -> list[Option]:
+    """What forward can do besides."""
     plain = plain_call(given, "forward")
     leaky: dict[str, Any] = {"activation": "leaky_relu", "negative_slope": SLOPE}
 
-    def output(channels: list[int]) -> Array:
-        return reference(given, "forward", channels)["y"]
-
     def in_place() -> tuple[Array, bn.Saved]:
         return given.out, bn.batch_norm_inplace(given.out, given.gamma, given.beta, axis=given.axis, eps=EPS, **leaky)
+
+    def output(channels: list[int]) -> Array:
+        return _output(given, "forward", channels)
 
     def leaky_output(channels: list[int]) -> Results:
         y = output(channels)
         return {"y": np.where(y > 0, y, SLOPE * y)}
 
     return [
-        Option("plain", plain, lambda channels: {"y": output(channels)}),
         Option("relu", partial(plain, activation="relu"), lambda channels: {"y": np.maximum(output(channels), 0)}),
         Option("leaky_relu", partial(plain, **leaky), leaky_output),
-        Option(
-            "residual + relu",
-            partial(plain, activation="relu", residual=given.residual),
-            lambda channels: {"y": np.maximum(output(channels) + _some(given.residual, given, channels), 0)},
-        ),
         Option(
             "weights",
             partial(plain, weights=given.weights),
@@ -123,25 +137,9 @@ def _forward(given: OptionProblem) -> list[Option]:
         Option(
             f"groups of {GROUP}",
             partial(plain, group_size=GROUP),
-            lambda channels: {"y": np.concatenate([reference(g, "forward", channels)["y"] for g in _groups(given)])},
+            lambda channels: {"y": np.concatenate([_output(g, "forward", channels) for g in _groups(given)])},
         ),
         Option("leaky_relu, in place", in_place, leaky_output, works_in_place=True),
-    ]
-
-
-def _inference(given: OptionProblem) -> list[Option]:
-    plain = plain_call(given, "inference")
-
-    def output(channels: list[int]) -> Array:
-        return reference(given, "inference", channels)["y"]
-
-    return [
-        Option("plain", plain, lambda channels: {"y": output(channels)}),
-        Option(
-            "residual + relu",
-            partial(plain, activation="relu", residual=given.residual),
-            lambda channels: {"y": np.maximum(output(channels) + _some(given.residual, given, channels), 0)},
-        ),
     ]
 
 
@@ -162,12 +160,20 @@ def _backward(given: OptionProblem) -> list[Option]:
     def through_relu(channels: list[int]) -> Results:
         return gradients(channels, np.where(y > 0, dy, 0))
 
+    def through_leaky_relu(channels: list[int]) -> Results:
+        return gradients(channels, np.where(y > 0, dy, np.float32(SLOPE) * dy))
+
     def with_residual(channels: list[int]) -> Results:
         return {**through_relu(channels), "dresidual": _some(np.where(y > 0, dy, 0), given, channels)}
 
     return [
         Option("plain", partial(bn.batch_norm_backward, dy, x, saved, gamma, out=given.out), gradients),
         Option("relu", relu, through_relu),
+        Option(
+            "leaky_relu",
+            partial(bn.batch_norm_backward, dy, x, invertible, gamma, out=given.out),
+            through_leaky_relu,
+        ),
         Option("relu + dresidual", partial(relu, need_dresidual=True, out=(given.out, given.dresidual)), with_residual),
         Option(
             "weights",
@@ -182,7 +188,7 @@ def _backward(given: OptionProblem) -> list[Option]:
         Option(
             "from the output",
             partial(bn.batch_norm_backward_from_output, dy, y, invertible, gamma, beta, out=given.out),
-            lambda channels: gradients(channels, np.where(y > 0, dy, np.float32(SLOPE) * dy)),
+            through_leaky_relu,
         ),
         Option(
             "of inference",

@@ -309,7 +309,7 @@ def test_checks_of_variants_find_what_is_wrong(task, layout):
                 with pytest.raises(ArithmeticError, match=re.escape(f"{option.name}'s {part}")):
                     variants._check(given, option.name, results | {part: wrong}, expected, channels)
     # Each does something of its own: another one's results would be found.
-    alike = {"relu", "relu + dresidual"}, {"leaky_relu", "leaky_relu, in place"}
+    alike = {"relu", "relu + dresidual"}, {"leaky_relu", "leaky_relu, in place"}, {"leaky_relu", "from the output"}
     for option in calls:
         for other, results in found.items():
             if (
@@ -445,6 +445,7 @@ VARIANTS = {
     "inference": {"residual + relu"},
     "backward": {
         "relu",
+        "leaky_relu",
         "relu + dresidual",
         "weights",
         "groups of 8",
