@@ -72,6 +72,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                         at[i] =
                             static_cast<const char*>(stages.memory.coefficients[i]) + (first + targets.begin) * unit;
                     auto args = Apply::args(stages, span, at, streams(stages, span), false);
+                    args.page_ahead = stages.page_ahead;
                     // What was not read just before.
                     if (Apply::access[role_residual] == Access::read && span.data[role_residual])
                         args.ahead = stages.ahead;

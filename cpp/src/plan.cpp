@@ -10,6 +10,9 @@ constexpr int64_t cached_bytes = 4 << 20;
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
 // How far ahead of its stores such a processor is to fetch what large outputs are made of.
 constexpr int64_t large_ahead = 6144;
+// Other processors wait for a page's address when they stream to it; such a one waits for the line that it was asked
+// by.
+constexpr int64_t page_bytes = 4096;
 // Outputs of this size are large, and written past the caches unless these have what is overwritten: of calls that only
 // apply, that go over x twice, and over dy as well. The more a call reads, the sooner its output pushes out what it
 // reads again (docs/performance.md).
@@ -118,6 +121,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
     plan.stream = large && !box.overwrites();
     plan.ahead = large && second_is_large(own) ? large_ahead : 0;
+    plan.page_ahead = second_is_large(own) ? 0 : page_bytes;
     return plan;
 }
 

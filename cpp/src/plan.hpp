@@ -19,6 +19,7 @@ struct Plan {
     bool cached = false;    // whether all operands together stay in the caches
     bool stream = false;    // whether outputs are written past them
     int64_t ahead = 0;      // how many bytes ahead of outputs what they are made of is fetched, if nothing else is read
+    int64_t page_ahead = 0;  // how many bytes ahead of an output its page is looked up, if something else is read
 };
 
 // Shorter rows are not written past the caches: too much of them would be the lines at their ends, which are not; or,

@@ -103,16 +103,18 @@ struct Run {
                      [&](int64_t task, int worker) { body(task / blocks, block_range(task % blocks, block), worker); });
     }
 
-    // body(g, k, channels, worker) for every chunk of every block of channels, in memory order or against it. A worker
-    // has the same part of them either way.
+    // body(g, k, channels, worker) for every chunk of every block of channels, in memory order or against it: of long
+    // rows all pieces before the next channel. A worker has the same part of them either way.
     template <class Body>
     void each_piece(const Chunks& chunks, Order order, const Body& body) const noexcept {
-        const int64_t blocks = count_blocks(plan.channel_block), count = chunks.count();
-        parallel_ranges(team, stages.box.groups() * count * blocks, [&](Range tasks, int worker) {
+        const int64_t outers = chunks.outer_count, inners = chunks.inner_count;
+        const int64_t blocks = count_blocks(plan.channel_block);
+        parallel_ranges(team, stages.box.groups() * outers * blocks * inners, [&](Range tasks, int worker) {
             for (int64_t i = 0; i < tasks.size(); ++i) {
                 const int64_t task = order == Order::forwards ? tasks.begin + i : tasks.end - 1 - i;
-                const int64_t g = task / (count * blocks), k = task / blocks % count;
-                body(g, k, block_range(task % blocks, plan.channel_block), worker);
+                const int64_t row = task / inners, block = row % blocks, outer = row / blocks % outers;
+                body(row / (blocks * outers), outer * inners + task % inners, block_range(block, plan.channel_block),
+                     worker);
             }
         });
     }

@@ -28,12 +28,12 @@ void alternate_rows(const typename Reader::Args& read, const typename Writer::Ar
         // What is written is cut where a line of the output starts.
         const int64_t head = head_of(writer.out(), turn);
         int64_t written = 0;
-        if (write.stream && !seams.behind(row)) prefetch_to_write(writer.out() + n);
+        if (write.stream && !seams.behind(row)) prefetch_end(writer.out() + n);
         for (int64_t i = 0; i < n; i += turn) {
             const int64_t end = i + turn < n ? i + turn : n, until = end + head < n ? end + head : n;
             reader.add(row, i, end);
-            // Looks the page up that will be written next: streams wait for that (3 to 8 %).
-            prefetch(reinterpret_cast<const char*>(writer.out() + until) + 4096);
+            // Looks the page up that will be written next.
+            if (write.page_ahead) prefetch(reinterpret_cast<const char*>(writer.out() + until) + write.page_ahead);
             writer.write(written, until, {});
             written = until;
         }

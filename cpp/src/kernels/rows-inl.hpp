@@ -171,9 +171,14 @@ inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 // To L1, for what is read next but one: rows that are walked side by side are more streams than hardware follows.
 inline void prefetch_next(const void* line) { __builtin_prefetch(line, 0, 3); }
 
-// What is written through the caches: its old content must come, and stores behind it would wait for that. Of a row
-// that is streamed, the line that it shares with the next one, whose page is looked up, too.
+// What is written through the caches: its old content must come, and stores behind it would wait for that.
 inline void prefetch_to_write(const void* line) { __builtin_prefetch(line, 1, 3); }
+
+// Of a row that is streamed, the line that it shares with what is behind it. A whole line is left alone: streaming to
+// one that the caches have takes longer than all others of a row of a few KB (docs/performance.md).
+inline void prefetch_end(const void* end) {
+    if (reinterpret_cast<std::uintptr_t>(end) % 64 != 0) prefetch_to_write(end);
+}
 
 // Walks rows in memory order that are read rows_ahead later. A block of rows is read across, column by column, which
 // hardware prefetchers take for no stream at all; with these fetched in order it comes at the memory's speed
@@ -400,7 +405,7 @@ void write_rows(const typename Writer::Args& args) noexcept {
     auto seams = Writer::seams(args);
     for (int64_t row = 0; row < args.rows; ++row) {
         const Writer writer(args, row, seams.ends(row));
-        if (args.stream && !seams.behind(row)) prefetch_to_write(writer.out() + args.n);
+        if (args.stream && !seams.behind(row)) prefetch_end(writer.out() + args.n);
         const bool rows_to_come = !(args.next_channel && args.stream) && row + row_distance < args.rows;
         writer.write(0, args.n, {.rows = rows_to_come, .output = !args.stream});
         seams.close(row);

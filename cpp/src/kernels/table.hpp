@@ -135,7 +135,8 @@ struct NormalizeArgs {
     std::int64_t residual_stride = 0;
     std::uint8_t* mask = nullptr;
     std::int64_t mask_stride = 0;
-    std::int64_t ahead = 0;  // how many bytes ahead of its stores a row is fetched, unless rows to come are
+    std::int64_t ahead = 0;       // how many bytes ahead of its stores a row is fetched, unless rows to come are
+    std::int64_t page_ahead = 0;  // and a line of its output, where another row is read in turns
 };
 
 // dx = a * (dy - dy_hi) + b * xhat + c   with   xhat = (x - hi) * inv_std, and full, with weights w:
@@ -166,7 +167,7 @@ struct InputGradArgs {
     const void *d = nullptr, *v_hi = nullptr;
     void* dresidual = nullptr;  // where dy goes that the activation let through
     std::int64_t dresidual_stride = 0;
-    std::int64_t ahead = 0;  // as in NormalizeArgs
+    std::int64_t ahead = 0, page_ahead = 0;  // as in NormalizeArgs
 };
 
 // The kernels of one flavour.
