@@ -39,11 +39,23 @@ inline void both(const kernels::FlavourKernels& flavour, const kernels::RowGradS
     flavour.grad_sums_and_input_grad(read, write);
 }
 
+// To the rows that are read after those of chunk k with outer index o, if there are any.
+inline bool go_on(const Chunks& chunks, int64_t k, int64_t o, DirectRows& rows) noexcept {
+    if (o + 1 < chunks.outer_range(k).end)
+        rows.go_to(o + 1, chunks.inner_range(k));
+    else if (k + 1 < chunks.count())
+        rows.go_to(chunks.outer_range(k + 1).begin, chunks.inner_range(k + 1));
+    else
+        return false;
+    return true;
+}
+
 // Reduces one slab and applies to another; either may be none.
 template <class Reduce, class Apply>
 void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written) noexcept {
     const Box& box = stages.box;
-    DirectRows from(box, Uses(box, Reduce::access), read.group), to(box, Uses(box, Apply::access), written.group);
+    DirectRows from(box, Uses(box, Reduce::access), read.group), next = from;
+    DirectRows to(box, Uses(box, Apply::access), written.group);
     const int64_t reads = read.channels.size(), writes = written.channels.size();
     const int64_t unit = Memory::coefficient_size(box), first = written.group * Memory::coefficient_pitch(box);
 
@@ -56,6 +68,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
         for (int64_t o = outers.begin; o < outers.end; ++o) {
             from.go_to(o, inners);
             to.go_to(o, inners);
+            const bool goes_on = stages.ahead.reads && go_on(stages.chunks, k, o, next);
             // As many rows of either as there are, then what is left of one of them.
             for (int64_t b = 0, some; b < reads || b < writes; b += some) {
                 const Range sources{read.channels.begin + b, read.channels.end};
@@ -64,7 +77,14 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 const int64_t writable = b < writes ? to.evenly(targets) : 0;
                 some = readable == 0 ? writable : writable == 0 || readable < writable ? readable : writable;
 
-                const auto read_args = [&] { return terms.row_args(from.span(sources.begin, some), sums[b]); };
+                const auto read_args = [&] {
+                    auto args = terms.row_args(from.span(sources.begin, some), sums[b]);
+                    if (b + some < reads)
+                        Reduce::read_then(args, from.span(sources.begin + some, 1));
+                    else if (goes_on)
+                        Reduce::read_then(args, next.span(read.channels.begin, 1));
+                    return args;
+                };
                 const auto write_args = [&] {
                     const Span span = to.span(targets.begin, some);
                     Looked at = {};
@@ -72,10 +92,10 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                         at[i] =
                             static_cast<const char*>(stages.memory.coefficients[i]) + (first + targets.begin) * unit;
                     auto args = Apply::args(stages, span, at, streams(stages, span), false);
-                    args.page_ahead = stages.page_ahead;
+                    args.page_ahead = stages.ahead.page;
                     // What was not read just before.
                     if (Apply::access[role_residual] == Access::read && span.data[role_residual])
-                        args.ahead = stages.ahead;
+                        args.ahead = stages.ahead.writes;
                     return args;
                 };
                 if (writable == 0)

@@ -60,7 +60,7 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
         Looked at = {};
         for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * coefficients.unit;
         auto args = Terms::args(stages, span, at, !across && streams(stages, span), across);
-        args.ahead = stages.ahead;
+        args.ahead = stages.ahead.writes;
         Terms::write(stages, args);
     };
     if (box.pattern == Pattern::lane) {

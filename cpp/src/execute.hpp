@@ -93,7 +93,7 @@ void each_part(const Problem& problem, PreparedParts& prepared_parts, const kern
         const Stages stages{
             prepared.box,     prepared.chunks, kernels,     problem.is_full() ? kernels.full : kernels.plain,
             problem.epilogue, memory,          plan.cached, plan.stream,
-            plan.ahead,       plan.page_ahead};
+            plan.ahead};
         body(Run{stages, plan, prepared.team}, part, totals);
     }
 }

@@ -8,8 +8,9 @@ constexpr int64_t cached_bytes = 4 << 20;
 // A second-level cache larger than this goes with a third level so slow that a block of channels should stay in the
 // former, beside the block that is read meanwhile; but not in pieces shorter than that.
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
-// How far ahead of its stores such a processor is to fetch what large outputs are made of.
-constexpr int64_t large_ahead = 6144;
+// How far ahead such a processor is to fetch what large outputs are made of; and what is reduced, if it is so much that
+// it comes from memory.
+constexpr int64_t large_ahead = 6144, least_read_ahead = 48 << 20;
 // Other processors wait for a page's address when they stream to it; such a one waits for the line that it was asked
 // by.
 constexpr int64_t page_bytes = 4096;
@@ -120,8 +121,10 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
                                              : plan_written_rows(box, threads);
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
     plan.stream = large && !box.overwrites();
-    plan.ahead = large && second_is_large(own) ? large_ahead : 0;
-    plan.page_ahead = second_is_large(own) ? 0 : page_bytes;
+    if (second_is_large(own))
+        plan.ahead = {bytes * tensors >= least_read_ahead ? large_ahead : 0, large ? large_ahead : 0, 0};
+    else
+        plan.ahead.page = page_bytes;
     return plan;
 }
 

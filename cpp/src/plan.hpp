@@ -13,13 +13,19 @@ enum class Traversal : std::uint8_t {
     two_passes,  // reduce all, merge all, apply all, each in memory order
 };
 
+// What is fetched, so many bytes ahead; 0: it is not.
+struct Ahead {
+    int64_t reads = 0;   // rows that are reduced (Pattern::row)
+    int64_t writes = 0;  // what outputs are made of, if nothing else is read
+    int64_t page = 0;    // if something else is, a line of the output, so that its page is looked up
+};
+
 struct Plan {
     Traversal traversal;
     int64_t channel_block;  // channels that one task takes
     bool cached = false;    // whether all operands together stay in the caches
     bool stream = false;    // whether outputs are written past them
-    int64_t ahead = 0;      // how many bytes ahead of outputs what they are made of is fetched, if nothing else is read
-    int64_t page_ahead = 0;  // how many bytes ahead of an output its page is looked up, if something else is read
+    Ahead ahead{};
 };
 
 // Shorter rows are not written past the caches: too much of them would be the lines at their ends, which are not; or,

@@ -77,9 +77,10 @@ struct MomentSums {
     // The same of each lane of some channels, `fold` times over: in memory, unless they lie so in x.
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
     kernels::RowMomentsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
-        return {span.data[role_x], span.stride[role_x], span.rows,  span.n,
-                to.around,         to.sums[0],          to.sums[1], next_channel(span, to)};
+        return {span.data[role_x], span.stride[role_x],    span.rows,         span.n, to.around, to.sums[0],
+                to.sums[1],        next_channel(span, to), stages.ahead.reads};
     }
+    static void read_then(kernels::RowMomentsArgs& args, const Span& rows) noexcept { args.x_then = rows.data[role_x]; }
     void add(const kernels::RowMomentsArgs& args) const noexcept { stages.kernels.row_moments(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
         const char* from = static_cast<const char*>(around) + batch.first * item_size(arithmetic(stages.box.dtype));
@@ -153,14 +154,29 @@ struct ProductSums {
     void around(int64_t c, void* to) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
     kernels::RowGradSumsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
-        return {span.data[u],        span.stride[u],
-                span.data[z],        span.stride[z],
-                span.rows,           span.n,
-                to.around,           to.sums[0],
-                to.sums[1],          next_channel(span, to),
-                stages.activated(),  span.data[role_y],
-                span.stride[role_y], span.mask,
-                span.mask_stride,    stages.epilogue.zeros_count_nothing};
+        return {span.data[u],
+                span.stride[u],
+                span.data[z],
+                span.stride[z],
+                span.rows,
+                span.n,
+                to.around,
+                to.sums[0],
+                to.sums[1],
+                next_channel(span, to),
+                stages.ahead.reads,
+                nullptr,
+                nullptr,
+                stages.activated(),
+                span.data[role_y],
+                span.stride[role_y],
+                span.mask,
+                span.mask_stride,
+                stages.epilogue.zeros_count_nothing};
+    }
+    static void read_then(kernels::RowGradSumsArgs& args, const Span& rows) noexcept {
+        args.dy_then = rows.data[u];
+        args.x_then = rows.data[z];
     }
     void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.flavour.row_grad_sums(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {

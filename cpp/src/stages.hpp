@@ -4,6 +4,7 @@
 #include "epilogue.hpp"
 #include "memory.hpp"
 #include "params.hpp"
+#include "plan.hpp"
 
 namespace batchnorm {
 
@@ -14,8 +15,8 @@ struct Stages {
     const kernels::FlavourKernels& flavour;
     const Epilogue& epilogue;
     const Memory& memory;
-    bool cached, stream;        // as in Plan
-    int64_t ahead, page_ahead;  // as in Plan
+    bool cached, stream;  // as in Plan
+    const Ahead& ahead;
 
     kernels::Activated activated() const noexcept {
         return {epilogue.activates, epilogue.slope, epilogue.restores ? 1 / epilogue.slope : 0};

@@ -8,6 +8,7 @@
 
 namespace {
 
+using batchnorm::Ahead;
 using batchnorm::Box;
 using batchnorm::Caches;
 using batchnorm::Chunks;
@@ -107,9 +108,10 @@ void ways() {
                          traversal_names[static_cast<int>(plan.traversal)]);
             CHECK(plan.cached == way.cached[tensors - 1]);
             CHECK(plan.stream == way.stream[tensors - 1]);
-            CHECK(plan.ahead == 0 && plan.page_ahead > 0);
-            const Plan other = make_plan(box, chunks, tensors, true, 2, 0, xeon);
-            CHECK((other.ahead > 0) == plan.stream && other.page_ahead == 0);
+            CHECK(plan.ahead.reads == 0 && plan.ahead.writes == 0 && plan.ahead.page > 0);
+            const Ahead ahead = make_plan(box, chunks, tensors, true, 2, 0, xeon).ahead;
+            CHECK((ahead.reads > 0) == (box.elements() * 4 * tensors >= 48 << 20));
+            CHECK((ahead.writes > 0) == plan.stream && ahead.page == 0);
         }
     }
 }
@@ -169,7 +171,7 @@ void overwritten() {
         for (const batchnorm::Role input : {batchnorm::role_x, batchnorm::role_dy}) {
             box.operand[batchnorm::role_out] = box.operand[input];
             const Plan plan = make_plan(box, chunks, 2, true, 2, 0, own);
-            CHECK(!plan.stream && plan.ahead == apart.ahead);
+            CHECK(!plan.stream && plan.ahead.writes == apart.ahead.writes);
         }
         // Of two outputs both must.
         box.operand[batchnorm::role_residual] = box.operand[batchnorm::role_x];

@@ -16,10 +16,7 @@ using MomentsOf = RowMoments<T>;
 
 template <class T, class Reader, class Writer>
 void alternate_rows(const typename Reader::Args& read, const typename Writer::Args& write) noexcept {
-    constexpr int64_t turn = 1024 / sizeof(T);
-    static_assert(turn % batchnorm::kernels::row_alignment == 0);
-    static_assert(!is_half<T> || turn % batchnorm::kernels::half_row_run == 0);
-
+    constexpr int64_t turn = turn_of<T>;
     const int64_t n = read.n;
     auto seams = Writer::seams(write);
     for (int64_t row = 0; row < read.rows; ++row) {

@@ -44,11 +44,23 @@ class RowGradSums {
         const GradientRow<T> at = {row_at<T>(args_.dy, args_.dy_stride, row), row_at<T>(args_.x, args_.x_stride, row),
                                    args_.y ? row_at<T>(args_.y, args_.y_stride, row) : nullptr,
                                    args_.mask ? args_.mask + args_.mask_stride * row : nullptr};
-        sums_.add(begin, end,
-                  [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
-                      const auto mean = Vec<R>::all(static_cast<R>(mean_));
-                      add_gradients<flavour>(args_, at, mean, sums, i, left...);
-                  });
+        int64_t dy_ahead = 0, x_ahead = 0;
+        if (fetches(args_.ahead)) {
+            dy_ahead = RowsRead<T>{args_.dy, args_.dy_stride, args_.rows, args_.n, args_.dy_then}.distance(args_.ahead,
+                                                                                                           row, begin);
+            x_ahead = RowsRead<T>{args_.x, args_.x_stride, args_.rows, args_.n, args_.x_then}.distance(args_.ahead, row,
+                                                                                                       begin);
+        }
+        sums_.add(
+            begin, end,
+            [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
+                const auto mean = Vec<R>::all(static_cast<R>(mean_));
+                add_gradients<flavour>(args_, at, mean, sums, i, left...);
+            },
+            [=](int64_t i, auto n) __attribute__((always_inline)) {
+                fetch_ahead(at.dy + i, dy_ahead, n);
+                fetch_ahead(at.x + i, x_ahead, n);
+            });
     }
 
     void store() const { sums_.store(); }
@@ -122,7 +134,7 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
 
 template <class T>
 void row_grad_sums_full(const RowGradSumsArgs& args) noexcept {
-    in_flavour<T>(args, [&]<Flavour flavour> { reduce_rows<RowGradSums<T, flavour>>(args); });
+    in_flavour<T>(args, [&]<Flavour flavour> { reduce_rows<T, RowGradSums<T, flavour>>(args); });
 }
 template <class T>
 void lane_grad_sums_full(const LaneGradSumsArgs& args) noexcept {

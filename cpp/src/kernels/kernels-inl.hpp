@@ -16,7 +16,7 @@ namespace {
 
 template <class T>
 constexpr batchnorm::kernels::FlavourKernels plain_kernels = {
-    reduce_rows<RowGradSums<T, Flavour::plain>>,
+    reduce_rows<T, RowGradSums<T, Flavour::plain>>,
     grad_sums_lane<T, Flavour::plain>,
     {write_plain<T, Pattern::row, Normalizer>, write_plain<T, Pattern::lane, Normalizer>},
     {write_plain<T, Pattern::row, InputGradient>, write_plain<T, Pattern::lane, InputGradient>},
@@ -38,8 +38,9 @@ constexpr batchnorm::kernels::FlavourKernels full_kernels = {
 
 template <class T>
 constexpr batchnorm::kernels::TypeKernels type_kernels = {
-    reduce_rows<RowMoments<T>>, moments_lane<T>, weighted_moments_row<T>, weighted_moments_lane<T>,
-    plain_kernels<T>,           full_kernels<T>, expand<Arithmetic<T>>,   finish_streams,
+    reduce_rows<T, RowMoments<T>>, moments_lane<T>,  weighted_moments_row<T>,
+    weighted_moments_lane<T>,      plain_kernels<T>, full_kernels<T>,
+    expand<Arithmetic<T>>,         finish_streams,
 };
 
 constexpr batchnorm::kernels::KernelTable table = {type_kernels<float>, type_kernels<double>, type_kernels<Half>,

@@ -24,14 +24,18 @@ class RowMoments {
     // As RowOfSums::add, of a row of its channel.
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
         const T* x = row_at<T>(args_.x, args_.x_stride, row);
-        sums_.add(begin, end,
-                  [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
-                      const Vec<R> apart = difference(summand<R>(x + i, left...), Vec<R>::all(static_cast<R>(pivot_)));
-                      if constexpr (sizeof...(left) == 0)
-                          sums.add_difference(apart);
-                      else
-                          sums.add_difference(apart.first(left...));
-                  });
+        const RowsRead<T> rows = {args_.x, args_.x_stride, args_.rows, args_.n, args_.x_then};
+        const int64_t ahead = fetches(args_.ahead) ? rows.distance(args_.ahead, row, begin) : 0;
+        sums_.add(
+            begin, end,
+            [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
+                const Vec<R> apart = difference(summand<R>(x + i, left...), Vec<R>::all(static_cast<R>(pivot_)));
+                if constexpr (sizeof...(left) == 0)
+                    sums.add_difference(apart);
+                else
+                    sums.add_difference(apart.first(left...));
+            },
+            [=](int64_t i, auto n) __attribute__((always_inline)) { fetch_ahead(x + i, ahead, n); });
     }
 
     void store() const { sums_.store(); }

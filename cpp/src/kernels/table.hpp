@@ -36,10 +36,12 @@ struct RowMomentsArgs {
     const void* x;
     std::int64_t x_stride;
     std::int64_t rows, n;
-    const void* pivot;          // of the type of the arithmetic
-    double* sum;                // += x - pivot
-    double* sum_sq;             // += (x - pivot)^2
-    std::int64_t next_channel;  // bytes to those of the next row's channel; 0: it is the same
+    const void* pivot;             // of the type of the arithmetic
+    double* sum;                   // += x - pivot
+    double* sum_sq;                // += (x - pivot)^2
+    std::int64_t next_channel;     // bytes to those of the next row's channel; 0: it is the same
+    std::int64_t ahead = 0;        // how many bytes ahead of their reading rows are fetched,
+    const void* x_then = nullptr;  // and what is read after them; null: what lies behind them
 };
 
 // How far ahead of their reading rows of lanes are fetched.
@@ -72,6 +74,8 @@ struct RowGradSumsArgs {
     double* sum_dy;             // += dy
     double* sum_dy_xmu;         // += dy * (x - mean)
     std::int64_t next_channel;  // as in RowMomentsArgs
+    std::int64_t ahead = 0;
+    const void *dy_then = nullptr, *x_then = nullptr;
     Activated activated{};
     const void* y = nullptr;
     std::int64_t y_stride = 0;

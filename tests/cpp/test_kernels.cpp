@@ -1,0 +1,109 @@
+// The kernels by themselves: what only large tensors, or only some processors, ask of them.
+#include "isa.hpp"
+#include "kernels/table.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "check.hpp"
+
+namespace {
+
+using batchnorm::Isa;
+using batchnorm::kernels::row_accumulators;
+using batchnorm::kernels::TypeKernels;
+
+struct Type {
+    const char* name;
+    TypeKernels batchnorm::kernels::KernelTable::* kernels;
+    std::int64_t size;
+};
+constexpr Type types[] = {{"f32", &batchnorm::kernels::KernelTable::f32, 4},
+                          {"f64", &batchnorm::kernels::KernelTable::f64, 8},
+                          {"f16", &batchnorm::kernels::KernelTable::f16, 2},
+                          {"bf16", &batchnorm::kernels::KernelTable::bf16, 2}};
+
+// Bytes that are numbers of moderate size in every one of these types: the upper byte of each 2, little endian, is
+// between 0x3c and 0x3f.
+std::vector<unsigned char> numbers(std::int64_t bytes) {
+    std::vector<unsigned char> memory(static_cast<std::size_t>(bytes));
+    std::uint32_t state = 1;
+    for (std::size_t i = 0; i < memory.size(); ++i) {
+        state = state * 1664525 + 1013904223;
+        const auto random = static_cast<unsigned char>(state >> 24);
+        memory[i] = i % 2 == 0 ? random : static_cast<unsigned char>(0x3c + random % 4);
+    }
+    return memory;
+}
+
+struct Sums {
+    // Of each of some channels, one set after the other.
+    std::vector<double> first, second;
+    explicit Sums(std::int64_t channels)
+        : first(static_cast<std::size_t>(channels * row_accumulators)), second(first.size()) {}
+    bool operator==(const Sums& other) const {
+        const std::size_t bytes = first.size() * sizeof(double);
+        return std::memcmp(first.data(), other.first.data(), bytes) == 0 &&
+               std::memcmp(second.data(), other.second.data(), bytes) == 0;
+    }
+    bool finite_and_not_zero() const {
+        for (std::size_t i = 0; i < first.size(); ++i)
+            if (!std::isfinite(first[i]) || !std::isfinite(second[i])) return false;
+        return first[0] != 0 && second[0] != 0;
+    }
+};
+
+// Rows that are fetched ahead of their reading are added up as others are: of one channel or of one each, behind each
+// other or apart, shorter and longer than what is fetched, and wherever reading goes on.
+void fetching_ahead_changes_no_sum(const Isa& isa, const Type& type) {
+    const TypeKernels& kernels = isa.table->*type.kernels;
+    const double zero = 0;
+    for (const std::int64_t n : {1, 31, 512, 1000, 5001}) {
+        for (const std::int64_t rows : {1, 3}) {
+            for (const std::int64_t gap : {0, 96}) {
+                const std::int64_t stride = n * type.size + gap;
+                const std::vector<unsigned char> x = numbers(rows * stride), dy = numbers(2 * rows * stride);
+                for (const bool next_channel : {false, true}) {
+                    const std::int64_t step =
+                        next_channel ? static_cast<std::int64_t>(row_accumulators * sizeof(double)) : 0;
+                    const std::vector<double> means(static_cast<std::size_t>(rows * row_accumulators), zero);
+                    const auto moments = [&](std::int64_t ahead, const void* then) {
+                        Sums sums(rows);
+                        kernels.row_moments({x.data(), stride, rows, n, means.data(), sums.first.data(),
+                                             sums.second.data(), step, ahead, then});
+                        return sums;
+                    };
+                    const auto gradients = [&](std::int64_t ahead, const void* then) {
+                        Sums sums(rows);
+                        kernels.plain.row_grad_sums({dy.data(), stride, x.data(), stride, rows, n, means.data(),
+                                                     sums.first.data(), sums.second.data(), step, ahead, then, then});
+                        return sums;
+                    };
+                    context = std::string(isa.name) + " " + type.name + " " + std::to_string(n);
+                    const Sums plain_moments = moments(0, nullptr), plain_gradients = gradients(0, nullptr);
+                    CHECK(plain_moments.finite_and_not_zero());
+                    CHECK(plain_gradients.finite_and_not_zero());
+                    for (const std::int64_t ahead : {64, 1000, 6144}) {
+                        for (const void* then :
+                             {static_cast<const void*>(nullptr), static_cast<const void*>(dy.data() + rows * stride)}) {
+                            CHECK(moments(ahead, then) == plain_moments);
+                            CHECK(gradients(ahead, then) == plain_gradients);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+}  // namespace
+
+int main() {
+    const batchnorm::IsaList built = batchnorm::built_isas();
+    for (int i = 0; i < built.count; ++i) {
+        if (!built.isa[i].supported()) continue;
+        for (const Type& type : types) fetching_ahead_changes_no_sum(built.isa[i], type);
+    }
+    return report();
+}
