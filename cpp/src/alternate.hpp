@@ -39,63 +39,78 @@ inline void both(const kernels::FlavourKernels& flavour, const kernels::RowGradS
     flavour.grad_sums_and_input_grad(read, write);
 }
 
-// To the rows that are read after those of chunk k with outer index o, if there are any.
-inline bool go_on(const Chunks& chunks, int64_t k, int64_t o, DirectRows& rows) noexcept {
-    if (o + 1 < chunks.outer_range(k).end)
-        rows.go_to(o + 1, chunks.inner_range(k));
-    else if (k + 1 < chunks.count())
-        rows.go_to(chunks.outer_range(k + 1).begin, chunks.inner_range(k + 1));
-    else
-        return false;
-    return true;
-}
+// The rows of a slab, one outer index after the other.
+class SlabRows {
+  public:
+    SlabRows(const Box& box, const Uses& uses, const Slab& slab) noexcept
+        : channels_(slab.channels), rows_(box, uses, slab.group), next_(rows_) {}
+
+    int64_t count() const noexcept { return channels_.size(); }
+
+    void go_to(const Chunks& chunks, int64_t k, int64_t o) noexcept {
+        rows_.go_to(o, chunks.inner_range(k));
+        const bool last = o + 1 == chunks.outer_range(k).end;
+        goes_on_ = !last || k + 1 < chunks.count();
+        if (last && goes_on_) ++k;
+        if (goes_on_) next_.go_to(last ? chunks.outer_range(k).begin : o + 1, chunks.inner_range(k));
+    }
+
+    // How many rows, from the i-th on, are at one distance from each other.
+    int64_t evenly(int64_t i) const noexcept {
+        return i < count() ? rows_.evenly({channels_.begin + i, channels_.end}) : 0;
+    }
+    Span span(int64_t i, int64_t rows) const noexcept { return rows_.span(channels_.begin + i, rows); }
+    // What is read after those before the i-th: that one, or the first one of the outer index to come, if there is one.
+    Span then(int64_t i) const noexcept {
+        return i < count() ? span(i, 1) : goes_on_ ? next_.span(channels_.begin, 1) : Span();
+    }
+
+  private:
+    Range channels_;
+    DirectRows rows_, next_;
+    bool goes_on_ = false;
+};
 
 // Reduces one slab and applies to another; either may be none.
 template <class Reduce, class Apply>
 void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written) noexcept {
     const Box& box = stages.box;
-    DirectRows from(box, Uses(box, Reduce::access), read.group), next = from;
-    DirectRows to(box, Uses(box, Apply::access), written.group);
-    const int64_t reads = read.channels.size(), writes = written.channels.size();
-    const int64_t unit = Memory::coefficient_size(box), first = written.group * Memory::coefficient_pitch(box);
+    SlabRows from(box, Uses(box, Reduce::access), read), to(box, Uses(box, Apply::access), written);
+    const int64_t reads = from.count(), writes = to.count();
+    const int64_t unit = Memory::coefficient_size(box),
+                  first = written.group * Memory::coefficient_pitch(box) + written.channels.begin;
 
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
-        const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
+        const Range outers = stages.chunks.outer_range(k);
         const Reduce terms(stages, read.group, k);
         RowSums<Reduce::sums> sums[most_alternate_block];
         std::memset(sums, 0, static_cast<std::size_t>(reads) * sizeof *sums);
         for (int64_t b = 0; b < reads; ++b) terms.around(read.channels.begin + b, sums[b].around);
         for (int64_t o = outers.begin; o < outers.end; ++o) {
-            from.go_to(o, inners);
-            to.go_to(o, inners);
-            const bool goes_on = stages.ahead.reads && go_on(stages.chunks, k, o, next);
+            from.go_to(stages.chunks, k, o);
+            to.go_to(stages.chunks, k, o);
             // As many rows of either as there are, then what is left of one of them.
             for (int64_t b = 0, some; b < reads || b < writes; b += some) {
-                const Range sources{read.channels.begin + b, read.channels.end};
-                const Range targets{written.channels.begin + b, written.channels.end};
-                const int64_t readable = b < reads ? from.evenly(sources) : 0;
-                const int64_t writable = b < writes ? to.evenly(targets) : 0;
+                const int64_t readable = from.evenly(b), writable = to.evenly(b);
                 some = readable == 0 ? writable : writable == 0 || readable < writable ? readable : writable;
 
                 const auto read_args = [&] {
-                    auto args = terms.row_args(from.span(sources.begin, some), sums[b]);
-                    if (b + some < reads)
-                        Reduce::read_then(args, from.span(sources.begin + some, 1));
-                    else if (goes_on)
-                        Reduce::read_then(args, next.span(read.channels.begin, 1));
+                    auto args = terms.row_args(from.span(b, some), sums[b]);
+                    if (args.ahead) Reduce::read_then(args, from.then(b + some));
                     return args;
                 };
                 const auto write_args = [&] {
-                    const Span span = to.span(targets.begin, some);
+                    const Span span = to.span(b, some);
                     Looked at = {};
                     for (int i = 0; i < Apply::coefficients(box); ++i)
-                        at[i] =
-                            static_cast<const char*>(stages.memory.coefficients[i]) + (first + targets.begin) * unit;
+                        at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + (first + b) * unit;
                     auto args = Apply::args(stages, span, at, streams(stages, span), false);
                     args.page_ahead = stages.ahead.page;
                     // What was not read just before.
-                    if (Apply::access[role_residual] == Access::read && span.data[role_residual])
-                        args.ahead = stages.ahead.writes;
+                    if constexpr (Apply::access[role_residual] == Access::read) {
+                        if (span.data[role_residual]) args.ahead = stages.ahead.writes;
+                        if (args.ahead) Apply::read_then(args, to.then(b + some));
+                    }
                     return args;
                 };
                 if (writable == 0)

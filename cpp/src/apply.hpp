@@ -39,6 +39,9 @@ struct NormalizeFrom {
                 span.mask,
                 span.mask_stride};
     }
+    static void read_then(kernels::NormalizeArgs& args, const Span& rows) noexcept {
+        args.residual_then = rows.data[role_residual];
+    }
     static void write(const Stages& stages, const kernels::NormalizeArgs& args) noexcept {
         stages.flavour.normalize[stages.box.pattern](args);
     }

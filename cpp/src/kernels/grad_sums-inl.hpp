@@ -45,21 +45,22 @@ class RowGradSums {
                                    args_.y ? row_at<T>(args_.y, args_.y_stride, row) : nullptr,
                                    args_.mask ? args_.mask + args_.mask_stride * row : nullptr};
         int64_t dy_ahead = 0, x_ahead = 0;
-        if (fetches(args_.ahead)) {
+        if (fetches_ahead(args_.ahead)) {
             dy_ahead = RowsRead<T>{args_.dy, args_.dy_stride, args_.rows, args_.n, args_.dy_then}.distance(args_.ahead,
                                                                                                            row, begin);
             x_ahead = RowsRead<T>{args_.x, args_.x_stride, args_.rows, args_.n, args_.x_then}.distance(args_.ahead, row,
                                                                                                        begin);
         }
+        LinesAhead dy_lines(at.dy + begin, dy_ahead), x_lines(at.x + begin, x_ahead);
         sums_.add(
             begin, end,
             [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
                 const auto mean = Vec<R>::all(static_cast<R>(mean_));
                 add_gradients<flavour>(args_, at, mean, sums, i, left...);
             },
-            [=](int64_t i, auto n) __attribute__((always_inline)) {
-                fetch_ahead(at.dy + i, dy_ahead, n);
-                fetch_ahead(at.x + i, x_ahead, n);
+            [&](auto bytes) __attribute__((always_inline)) {
+                dy_lines.template fetch<bytes>();
+                x_lines.template fetch<bytes>();
             });
     }
 

@@ -25,7 +25,8 @@ class RowMoments {
     [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
         const T* x = row_at<T>(args_.x, args_.x_stride, row);
         const RowsRead<T> rows = {args_.x, args_.x_stride, args_.rows, args_.n, args_.x_then};
-        const int64_t ahead = fetches(args_.ahead) ? rows.distance(args_.ahead, row, begin) : 0;
+        const int64_t ahead = fetches_ahead(args_.ahead) ? rows.distance(args_.ahead, row, begin) : 0;
+        LinesAhead lines(x + begin, ahead);
         sums_.add(
             begin, end,
             [=, this]<class R>(TwoSums<R>& sums, int64_t i, auto... left) __attribute__((always_inline)) {
@@ -35,7 +36,7 @@ class RowMoments {
                 else
                     sums.add_difference(apart.first(left...));
             },
-            [=](int64_t i, auto n) __attribute__((always_inline)) { fetch_ahead(x + i, ahead, n); });
+            [&](auto bytes) __attribute__((always_inline)) { lines.template fetch<bytes>(); });
     }
 
     void store() const { sums_.store(); }

@@ -30,10 +30,14 @@ class Normalizer {
     [[gnu::always_inline]] void write(int64_t begin, int64_t end, Fetches fetches) const {
         Place place(args_, row_, begin, begin, ends_);
         const int64_t ahead = fetches.rows ? args_.x_stride * row_distance : args_.ahead;
+        int64_t residual_ahead = 0;
+        if (is_full(flavour) && place.residual && fetches_ahead(args_.ahead)) {
+            const RowsRead<T> rows = {args_.residual, args_.residual_stride, args_.rows, args_.n, args_.residual_then};
+            residual_ahead = rows.distance(args_.ahead, row_, begin);
+        }
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (ahead) prefetch(reinterpret_cast<const char*>(place.x + i) + ahead);
-            if (is_full(flavour) && place.residual && args_.ahead)
-                prefetch(reinterpret_cast<const char*>(place.residual + i) + args_.ahead);
+            if (residual_ahead) prefetch(reinterpret_cast<const char*>(place.residual + i) + residual_ahead);
             if (fetches.output) fetch_output(place, i);
             write_vectors(place, look_up(channel, left...), i, begin + i, left...);
         };

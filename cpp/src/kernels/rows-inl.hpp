@@ -230,6 +230,34 @@ struct Fetches {
 template <class T>
 constexpr int line_of = 64 / static_cast<int>(sizeof(T));
 
+// Kernels that do not stream do not fetch rows either: they are for small processors, or none.
+inline bool fetches_ahead(int64_t ahead) { return has_streams && ahead != 0; }
+
+// Rows that are read one after the other, each `stride` bytes after the one before, and what is read `then`, if not
+// what lies behind them.
+template <class T>
+struct RowsRead {
+    const void* first;
+    int64_t stride, rows, n;
+    const void* then;
+
+    // How far behind the i-th element of a row, in bytes, that lies which is read `ahead` bytes later: in that row, in
+    // the next one, or where reading goes on. Hardware follows a row, but learns from its first lines alone where
+    // another one is.
+    [[gnu::noinline]] int64_t distance(int64_t ahead, int64_t row, int64_t i) const {
+        const int64_t unit = static_cast<int64_t>(sizeof(T)), row_bytes = n * unit, gap = stride - row_bytes;
+        const int64_t left = row_bytes - i * unit, later = rows - 1 - row;
+        // No further than the next row is long, or as many rows as follow each other.
+        const int64_t most = gap == 0 ? rows * row_bytes : row_bytes;
+        if (ahead > most) ahead = most;
+        if (left > ahead) return ahead;
+        if (left + later * row_bytes > ahead) return ahead + gap;
+        if (!then) return ahead;
+        return ahead +
+               (static_cast<const char*>(then) - reinterpret_cast<const char*>(row_at<T>(first, stride, rows - 1) + n));
+    }
+};
+
 // Elements before a row's first line, of n.
 template <class T>
 int head_of(const T* row, int64_t n) {

@@ -105,8 +105,8 @@ class RowOfSums {
     }
 
     // Elements of a row, from a multiple of row_alignment to another one, or to the row's end: add(sums, i) adds a
-    // vector of them from the i-th on, add(sums, i, left) the `left` last ones; fetch(i, n) is called before each n of
-    // them.
+    // vector of them from the i-th on, add(sums, i, left) the `left` last ones; fetch(bytes) is called before each so
+    // many of them.
     template <class Add, class Fetch>
     [[gnu::always_inline]] void add(int64_t begin, int64_t end, const Add& add, const Fetch& fetch) {
         if constexpr (is_half<T>) {
@@ -150,7 +150,7 @@ class RowOfSums {
         // Unrolled, so that the sums stay in registers.
         int64_t i = begin;
         for (; i + chains * width <= end; i += chains * width) {
-            fetch(i, Count<chains * width>{});
+            fetch(Count<chains * width* static_cast<int>(sizeof(T))>{});
 #pragma GCC unroll 8
             for (int k = 0; k < chains; ++k) add(sums[k], i + k * width);
         }
@@ -187,41 +187,23 @@ class RowOfSums {
     Held sums_[held];
 };
 
-// Rows that are read one after the other, each `stride` bytes after the one before, and what is read `then`, if not
-// what lies behind them.
-template <class T>
-struct RowsRead {
-    const void* first;
-    int64_t stride, rows, n;
-    const void* then;
+// Lines that are fetched one after the other, from a number of bytes behind elements of a row on; 0: none.
+class LinesAhead {
+  public:
+    template <class T>
+    LinesAhead(const T* elements, int64_t ahead)
+        : at_(fetches_ahead(ahead) ? reinterpret_cast<const char*>(elements) + ahead : nullptr) {}
 
-    // How far behind the i-th element of a row, in bytes, that lies which is read `ahead` bytes later: in that row, in
-    // the next one, or where reading goes on. Hardware follows a row, but learns from its first lines alone where
-    // another one is.
-    [[gnu::noinline]] int64_t distance(int64_t ahead, int64_t row, int64_t i) const {
-        const int64_t unit = static_cast<int64_t>(sizeof(T)), row_bytes = n * unit, gap = stride - row_bytes;
-        const int64_t left = row_bytes - i * unit, later = rows - 1 - row;
-        // No further than the next row is long, or as many rows as follow each other.
-        const int64_t most = gap == 0 ? rows * row_bytes : row_bytes;
-        if (ahead > most) ahead = most;
-        if (left > ahead) return ahead;
-        if (left + later * row_bytes > ahead) return ahead + gap;
-        if (!then) return ahead;
-        return ahead +
-               (static_cast<const char*>(then) - reinterpret_cast<const char*>(row_at<T>(first, stride, rows - 1) + n));
+    template <int bytes>
+    [[gnu::always_inline]] void fetch() {
+        if (!has_streams || !at_) return;
+        for (int line = 0; line < bytes; line += 64) prefetch(at_ + line);
+        at_ += bytes;
     }
+
+  private:
+    const char* at_;
 };
-
-// Kernels that do not stream do not fetch rows either: they are for small processors, or none.
-inline bool fetches(int64_t ahead) { return has_streams && ahead != 0; }
-
-// The lines of n elements, so many bytes behind them.
-template <int n, class T>
-[[gnu::always_inline]] inline void fetch_ahead(const T* elements, int64_t ahead, Count<n>) {
-    if (!fetches(ahead)) return;
-    constexpr int bytes = n * static_cast<int>(sizeof(T));
-    for (int line = 0; line < bytes; line += 64) prefetch(reinterpret_cast<const char*>(elements) + ahead + line);
-}
 
 // How much of a row is read before it is looked up once more what to fetch, or before another row is written.
 template <class T>
@@ -233,7 +215,7 @@ static_assert(1024 / 2 % batchnorm::kernels::half_row_run == 0);
 // The kernel of a reader: Reader adds rows of a channel up.
 template <class T, class Reader>
 void reduce_rows(const typename Reader::Args& args) noexcept {
-    const int64_t step = fetches(args.ahead) ? turn_of<T> : args.n;
+    const int64_t step = fetches_ahead(args.ahead) ? turn_of<T> : args.n;
     for (int64_t row = 0; row < args.rows;) {
         Reader reader(args, row);
         do {

@@ -141,6 +141,7 @@ struct NormalizeArgs {
     std::int64_t mask_stride = 0;
     std::int64_t ahead = 0;       // how many bytes ahead of its stores a row is fetched, unless rows to come are
     std::int64_t page_ahead = 0;  // and a line of its output, where another row is read in turns
+    const void* residual_then = nullptr;  // as x_then in RowMomentsArgs
 };
 
 // dx = a * (dy - dy_hi) + b * xhat + c   with   xhat = (x - hi) * inv_std, and full, with weights w:
