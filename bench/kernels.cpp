@@ -220,10 +220,10 @@ int main(int argc, char** argv) {
         if (!isa.supported()) continue;
         for (Size size : sizes) {
             if (quick) size.bytes = std::min(size.bytes, std::size_t{1} << 20);
-            time_type<float>(isa, isa.table->f32, "f32", size, quick);
-            time_type<double>(isa, isa.table->f64, "f64", size, quick);
-            time_type<Half>(isa, isa.table->f16, "f16", size, quick);
-            time_type<BFloat16>(isa, isa.table->bf16, "bf16", size, quick);
+            time_type<float>(isa, *isa.kernels.f32, "f32", size, quick);
+            time_type<double>(isa, *isa.kernels.f64, "f64", size, quick);
+            time_type<Half>(isa, *isa.kernels.f16, "f16", size, quick);
+            time_type<BFloat16>(isa, *isa.kernels.bf16, "bf16", size, quick);
         }
     }
 }

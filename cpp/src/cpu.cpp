@@ -203,8 +203,8 @@ class Cpu final : public Backend {
     Status run(const Problem& problem) const noexcept override {
         PreparedParts prepared(problem);
         const std::size_t bytes = bytes_for(problem, prepared);
-        return with_memory(problem, bytes, [&](const kernels::KernelTable& table, void* scratch) {
-            each_part(problem, prepared, table, scratch, [&](const Run& run, const Part& part, const Totals& totals) {
+        return with_memory(problem, bytes, [&](const kernels::KernelSet& set, void* scratch) {
+            each_part(problem, prepared, set, scratch, [&](const Run& run, const Part& part, const Totals& totals) {
                 run_job({problem, run, part, totals});
             });
         });

@@ -51,23 +51,23 @@ std::size_t bytes_for(const Problem& problem, const PreparedParts& prepared) noe
     return problem.options.workspace.data ? measure_any(problem) : measure(problem, prepared);
 }
 
-const kernels::KernelTable* find_kernels(const Problem& problem, std::size_t bytes, Status& status) noexcept {
-    const kernels::KernelTable* table = active_kernels(status);
+const kernels::KernelSet* find_kernels(const Problem& problem, std::size_t bytes, Status& status) noexcept {
+    const kernels::KernelSet* set = active_kernels(status);
     const Workspace& workspace = problem.options.workspace;
-    if (!table || !workspace.data || workspace.bytes >= bytes) return table;
+    if (!set || !workspace.data || workspace.bytes >= bytes) return set;
     status = failure(Code::invalid_value, "%s: workspace has %zu bytes, expected at least %zu",
                      problem.valid.function(), workspace.bytes, bytes);
     return nullptr;
 }
 
-const kernels::TypeKernels& kernels_of(const kernels::KernelTable& table, DType dtype) noexcept {
+const kernels::TypeKernels& kernels_of(const kernels::KernelSet& set, DType dtype) noexcept {
     switch (dtype) {
-        case DType::f64: return table.f64;
-        case DType::f16: return table.f16;
-        case DType::bf16: return table.bf16;
+        case DType::f64: return *set.f64;
+        case DType::f16: return *set.f16;
+        case DType::bf16: return *set.bf16;
         case DType::f32: break;
     }
-    return table.f32;
+    return *set.f32;
 }
 
 Plan plan_of(const Problem& problem, const Prepared& prepared) noexcept {

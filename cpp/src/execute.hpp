@@ -55,28 +55,28 @@ std::size_t measure_any(Problem problem) noexcept;
 std::size_t bytes_for(const Problem& problem, const PreparedParts& prepared) noexcept;
 
 // The kernels in use; failing that, or if the caller's workspace is too small, why not.
-const kernels::KernelTable* find_kernels(const Problem& problem, std::size_t bytes, Status& status) noexcept;
+const kernels::KernelSet* find_kernels(const Problem& problem, std::size_t bytes, Status& status) noexcept;
 // Those of the box's type, and the plan of a part.
-const kernels::TypeKernels& kernels_of(const kernels::KernelTable& table, DType dtype) noexcept;
+const kernels::TypeKernels& kernels_of(const kernels::KernelSet& set, DType dtype) noexcept;
 Plan plan_of(const Problem& problem, const Prepared& prepared) noexcept;
 
 // Finds the kernels, gets the memory and calls body(kernels, memory).
 template <class Body>
 Status with_memory(const Problem& problem, std::size_t bytes, const Body& body) noexcept {
     Status status;
-    const kernels::KernelTable* table = find_kernels(problem, bytes, status);
-    if (!table) return status;
+    const kernels::KernelSet* set = find_kernels(problem, bytes, status);
+    if (!set) return status;
     const Scratch scratch(problem.options.workspace, bytes);
     if (!scratch.data())
         return failure(Code::out_of_memory, "%s: no memory for a workspace of %zu bytes", problem.valid.function(),
                        bytes);
-    body(*table, scratch.data());
+    body(*set, scratch.data());
     return status;
 }
 
 // Plans each part of the problem and calls body(run, part, totals).
 template <class Body>
-void each_part(const Problem& problem, PreparedParts& prepared_parts, const kernels::KernelTable& table, void* scratch,
+void each_part(const Problem& problem, PreparedParts& prepared_parts, const kernels::KernelSet& set, void* scratch,
                const Body& body) noexcept {
     const Parts& parts = prepared_parts.parts;
     std::uint8_t* mask = problem.mask;
@@ -89,7 +89,7 @@ void each_part(const Problem& problem, PreparedParts& prepared_parts, const kern
         const Totals totals(arena, problem, parts);
         const Memory memory = prepared.lay_out(arena, problem);
         const Plan plan = plan_of(problem, prepared);
-        const kernels::TypeKernels& kernels = kernels_of(table, prepared.box.dtype);
+        const kernels::TypeKernels& kernels = kernels_of(set, prepared.box.dtype);
         const Stages stages{
             prepared.box,     prepared.chunks, kernels,     problem.is_full() ? kernels.full : kernels.plain,
             problem.epilogue, memory,          plan.cached, plan.stream,

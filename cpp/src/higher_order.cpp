@@ -11,9 +11,9 @@ using functions::check_statistics;
 namespace {
 
 // Writes ty: tx is the problem's dy.
-void jvp(const Problem& problem, PreparedParts& prepared, const kernels::KernelTable& table, void* scratch,
+void jvp(const Problem& problem, PreparedParts& prepared, const kernels::KernelSet& set, void* scratch,
          const Stats& saved, const Param& gamma, const Param& tgamma, const Param& tbeta) noexcept {
-    each_part(problem, prepared, table, scratch, [&](const Run& run, const Part& part, const Totals&) {
+    each_part(problem, prepared, set, scratch, [&](const Run& run, const Part& part, const Totals&) {
         const Stages& stages = run.stages;
         const Memory& memory = stages.memory;
         load_array(stages.box, part.own(saved.mean), memory.mean);
@@ -49,8 +49,8 @@ Status core::batch_norm_jvp(const View& tx, const View& x, const Axes& axes, con
     const View written = out;
     const Problem problem{Op::batch_norm_jvp, valid, options, {&x, &tx, &written}};
     PreparedParts prepared(problem);
-    return with_memory(problem, bytes_for(problem, prepared), [&](const kernels::KernelTable& table, void* scratch) {
-        jvp(problem, prepared, table, scratch, saved, gamma, tgamma, tbeta);
+    return with_memory(problem, bytes_for(problem, prepared), [&](const kernels::KernelSet& set, void* scratch) {
+        jvp(problem, prepared, set, scratch, saved, gamma, tgamma, tbeta);
     });
 }
 
@@ -94,9 +94,9 @@ Status core::batch_norm_double_backward(const View& ddx, const View& dy, const V
     const Problem to_x{Op::batch_norm_double_backward, valid, options, {&x, &dy, &written_dx, nullptr, nullptr, &ddx}};
     PreparedParts parts_to_dy(to_dy), parts_to_x(to_x);
     const std::size_t bytes_to_dy = bytes_for(to_dy, parts_to_dy), bytes_to_x = bytes_for(to_x, parts_to_x);
-    const auto write = [&](const kernels::KernelTable& table, void* scratch) {
-        if (ddy_first) jvp(to_dy, parts_to_dy, table, scratch, saved, gamma, ddgamma, ddbeta);
-        each_part(to_x, parts_to_x, table, scratch, [&](const Run& run, const Part& part, const Totals& totals) {
+    const auto write = [&](const kernels::KernelSet& set, void* scratch) {
+        if (ddy_first) jvp(to_dy, parts_to_dy, set, scratch, saved, gamma, ddgamma, ddbeta);
+        each_part(to_x, parts_to_x, set, scratch, [&](const Run& run, const Part& part, const Totals& totals) {
             const Stages& stages = run.stages;
             const Memory& memory = stages.memory;
             load_array(stages.box, part.own(saved.mean), memory.mean);
@@ -113,7 +113,7 @@ Status core::batch_norm_double_backward(const View& ddx, const View& dy, const V
                 reduction<MixedSums>(merge_mixed));
             store_param_grad(stages.box, memory.sum_dy_v, part, totals.dgamma, totals.sorted, dgamma);
         });
-        if (!ddy_first) jvp(to_dy, parts_to_dy, table, scratch, saved, gamma, ddgamma, ddbeta);
+        if (!ddy_first) jvp(to_dy, parts_to_dy, set, scratch, saved, gamma, ddgamma, ddbeta);
     };
     return with_memory(to_x, bytes_to_x > bytes_to_dy ? bytes_to_x : bytes_to_dy, write);
 }

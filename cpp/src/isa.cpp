@@ -30,13 +30,18 @@ const char* isa() noexcept { return chosen() ? chosen()->name : nullptr; }
 
 const char* available_isa(int i) noexcept {
     const IsaList built = built_isas();
-    for (int k = 0; k < built.count; ++k)
-        if (built.isa[k].supported() && i-- == 0) return built.isa[k].name;
+    const char* last = "";
+    for (int k = 0; k < built.count; ++k) {
+        const char* const name = built.isa[k].name;
+        if (!built.isa[k].supported() || std::strcmp(name, last) == 0) continue;
+        if (i-- == 0) return name;
+        last = name;
+    }
     return nullptr;
 }
 
-const kernels::KernelTable* active_kernels(Status& status) noexcept {
-    if (const Isa* isa = chosen()) return isa->table;
+const kernels::KernelSet* active_kernels(Status& status) noexcept {
+    if (const Isa* isa = chosen()) return &isa->kernels;
     char names[64] = "";
     for (int i = 0, at = 0; available_isa(i); ++i)
         at +=

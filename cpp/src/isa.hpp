@@ -9,11 +9,12 @@ namespace batchnorm {
 
 struct Isa {
     const char* name;
-    const kernels::KernelTable* table;
+    kernels::KernelSet kernels;
     bool (*supported)() noexcept;  // by this processor and its operating system
 };
 
-// All that this build has, best first; isa_<architecture>.cpp.
+// All that this build has, best first; isa_<architecture>.cpp. Of several with one name the first that is supported is
+// it.
 struct IsaList {
     const Isa* isa;
     int count;
@@ -21,6 +22,6 @@ struct IsaList {
 IsaList built_isas() noexcept;
 
 // The kernels in use; null, with the reason in status, if BATCHNORM_ISA asks for what is not there.
-const kernels::KernelTable* active_kernels(Status& status) noexcept;
+const kernels::KernelSet* active_kernels(Status& status) noexcept;
 
 }  // namespace batchnorm

@@ -6,8 +6,8 @@ namespace {
 bool always() noexcept { return true; }  // NEON is part of the 64-bit architecture
 
 constexpr Isa isas[] = {
-    {"neon", &kernels::neon_table, always},
-    {"scalar", &kernels::scalar_table, always},
+    {"neon", kernels::all_of(kernels::neon_table), always},
+    {"scalar", kernels::all_of(kernels::scalar_table), always},
 };
 
 }  // namespace

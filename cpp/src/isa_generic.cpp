@@ -5,7 +5,7 @@ namespace {
 
 bool always() noexcept { return true; }
 
-constexpr Isa scalar = {"scalar", &kernels::scalar_table, always};
+constexpr Isa scalar = {"scalar", kernels::all_of(kernels::scalar_table), always};
 
 }  // namespace
 

@@ -34,16 +34,26 @@ bool has_avx512() noexcept {
            bit(seven.b, 30) /* BW */ && bit(seven.b, 31) /* VL */;
 }
 
+// Intel's processors, which have units of 512 bits.
+bool has_wide_avx512() noexcept {
+    const Leaf vendor(0, 0);
+    const bool intel = vendor.b == 0x756e6547 && vendor.d == 0x49656e69 && vendor.c == 0x6c65746e;  // GenuineIntel
+    return intel && has_avx512();
+}
+
 bool always() noexcept { return true; }
 
 constexpr Isa isas[] = {
-    {"avx512", &kernels::avx512_table, has_avx512},
-    {"avx2", &kernels::avx2_table, has_avx2},
-    {"scalar", &kernels::scalar_table, always},
+    {"avx512",
+     {&kernels::avx512_wide_table, &kernels::avx512_table.f64, &kernels::avx512_table.f16, &kernels::avx512_table.bf16},
+     has_wide_avx512},
+    {"avx512", kernels::all_of(kernels::avx512_table), has_avx512},
+    {"avx2", kernels::all_of(kernels::avx2_table), has_avx2},
+    {"scalar", kernels::all_of(kernels::scalar_table), always},
 };
 
 }  // namespace
 
-IsaList built_isas() noexcept { return {isas, 3}; }
+IsaList built_isas() noexcept { return {isas, 4}; }
 
 }  // namespace batchnorm

@@ -2,6 +2,7 @@
 #include "isa.hpp"
 #include "kernels/table.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -11,18 +12,19 @@
 namespace {
 
 using batchnorm::Isa;
+using batchnorm::kernels::KernelSet;
 using batchnorm::kernels::row_accumulators;
 using batchnorm::kernels::TypeKernels;
 
 struct Type {
     const char* name;
-    TypeKernels batchnorm::kernels::KernelTable::* kernels;
+    const TypeKernels* KernelSet::* kernels;
     std::int64_t size;
 };
-constexpr Type types[] = {{"f32", &batchnorm::kernels::KernelTable::f32, 4},
-                          {"f64", &batchnorm::kernels::KernelTable::f64, 8},
-                          {"f16", &batchnorm::kernels::KernelTable::f16, 2},
-                          {"bf16", &batchnorm::kernels::KernelTable::bf16, 2}};
+constexpr Type types[] = {{"f32", &KernelSet::f32, 4},
+                          {"f64", &KernelSet::f64, 8},
+                          {"f16", &KernelSet::f16, 2},
+                          {"bf16", &KernelSet::bf16, 2}};
 
 // Bytes that are numbers of moderate size in every one of these types: the upper byte of each 2, little endian, is
 // between 0x3c and 0x3f.
@@ -57,7 +59,7 @@ struct Sums {
 // Rows that are fetched ahead of their reading are added up as others are: of one channel or of one each, behind each
 // other or apart, shorter and longer than what is fetched, and wherever reading goes on.
 void fetching_ahead_changes_no_sum(const Isa& isa, const Type& type) {
-    const TypeKernels& kernels = isa.table->*type.kernels;
+    const TypeKernels& kernels = *(isa.kernels.*type.kernels);
     const double zero = 0;
     for (const std::int64_t n : {1, 31, 512, 1000, 5001}) {
         for (const std::int64_t rows : {1, 3}) {
@@ -97,13 +99,53 @@ void fetching_ahead_changes_no_sum(const Isa& isa, const Type& type) {
     }
 }
 
+// Of kernels of one instruction set for different processors: rows as they are added up in, and lanes.
+void same_bits_on_all_processors(const Isa& isa, const Isa& other, const Type& type) {
+    context = std::string(isa.name) + " " + type.name;
+    for (const std::int64_t n : {1, 15, 64, 100, 333}) {
+        const std::int64_t rows = 21, stride = n * type.size;
+        const std::vector<unsigned char> x = numbers(rows * stride), dy = numbers(2 * rows * stride);
+        std::vector<const void*> x_rows, dy_rows;
+        for (std::int64_t row = 0; row < rows; ++row) {
+            x_rows.push_back(x.data() + row * stride);
+            dy_rows.push_back(dy.data() + (rows + row) * stride);
+        }
+        const auto sums_of = [&](const TypeKernels& kernels) {
+            std::vector<Sums> all(5, Sums(std::max(n / row_accumulators + 1, rows)));
+            const std::vector<double> means(static_cast<std::size_t>(n + row_accumulators), 0);
+            kernels.row_moments(
+                {x.data(), stride, rows, n, means.data(), all[0].first.data(), all[0].second.data(), 0});
+            kernels.plain.row_grad_sums({dy.data(), stride, x.data(), stride, rows, n, means.data(),
+                                         all[1].first.data(), all[1].second.data(), 0});
+            kernels.lane_moments(
+                {x_rows.data(), rows, n, rows, means.data(), all[2].first.data(), all[2].second.data()});
+            for (const bool cached : {false, true}) {
+                Sums& sums = all[cached ? 4 : 3];
+                kernels.plain.lane_grad_sums({dy_rows.data(), x_rows.data(), rows, n, rows, cached, means.data(),
+                                              sums.first.data(), sums.second.data()});
+            }
+            return all;
+        };
+        const std::vector<Sums> some = sums_of(*(isa.kernels.*type.kernels)),
+                                others = sums_of(*(other.kernels.*type.kernels));
+        for (std::size_t i = 0; i < some.size(); ++i) {
+            CHECK(some[i].finite_and_not_zero());
+            CHECK(some[i] == others[i]);
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
     const batchnorm::IsaList built = batchnorm::built_isas();
     for (int i = 0; i < built.count; ++i) {
         if (!built.isa[i].supported()) continue;
-        for (const Type& type : types) fetching_ahead_changes_no_sum(built.isa[i], type);
+        for (const Type& type : types) {
+            fetching_ahead_changes_no_sum(built.isa[i], type);
+            if (i > 0 && built.isa[i - 1].supported() && std::string(built.isa[i - 1].name) == built.isa[i].name)
+                same_bits_on_all_processors(built.isa[i - 1], built.isa[i], type);
+        }
     }
     return report();
 }

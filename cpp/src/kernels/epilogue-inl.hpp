@@ -106,13 +106,15 @@ bool only_leaks(const Args& args) {
     return only_activates(args) && only_leaks(args.activated, args.mask);
 }
 
-// run(flavour) in the one of these three flavours that does what a call asks for. The leaky one is that of backward, of
-// float in vectors alone: it is much code.
+// run(flavour) in the one of these three flavours that does what a call asks for. All of them are much code, which
+// scalar kernels are not worth; the leaky one is that of backward, of float.
 template <class T, class Args, class Run>
 [[gnu::always_inline]] inline void in_flavour(const Args& args, const Run& run) {
-    if (only_masks(args)) return run.template operator()<Flavour::masked>();
-    if constexpr (__is_same(T, float) && Vec<float>::width > 1 && requires { only_leaks(args); })
-        if (only_leaks(args)) return run.template operator()<Flavour::leaky>();
+    if constexpr (Vec<float>::width > 1) {
+        if (only_masks(args)) return run.template operator()<Flavour::masked>();
+        if constexpr (__is_same(T, float) && requires { only_leaks(args); })
+            if (only_leaks(args)) return run.template operator()<Flavour::leaky>();
+    }
     run.template operator()<Flavour::full>();
 }
 

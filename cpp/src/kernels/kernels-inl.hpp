@@ -43,7 +43,8 @@ constexpr batchnorm::kernels::TypeKernels type_kernels = {
     expand<Arithmetic<T>>,         finish_streams,
 };
 
-constexpr batchnorm::kernels::KernelTable table = {type_kernels<float>, type_kernels<double>, type_kernels<Half>,
-                                                   type_kernels<BFloat16>};
+// Of float, double, Half and BFloat16.
+template <class... T>
+constexpr batchnorm::kernels::KernelTable table_of = {type_kernels<T>...};
 
 }  // namespace

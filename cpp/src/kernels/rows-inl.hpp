@@ -153,7 +153,9 @@ template <int block, class Step>
 // How many vectors a column of elements of type T has: a line, with AVX-512. The few 16-bit rows that are left of whole
 // blocks take one at a time, for less code.
 template <class T, class Rows>
-constexpr int column_of = is_half<T> ? (known<Rows> ? 2 : 1) : 16 / static_cast<int>(sizeof(T));
+constexpr int column_of =
+    is_half<T> ? (known<Rows> ? 2 : 1)
+               : 64 / static_cast<int>(sizeof(T)) / (Vec<double>::width > 4 ? Vec<double>::width : 4);
 
 // step(Count<vectors>{}, i) for columns of so many vectors, then step(Count<1>{}, i) for single ones and
 // step(Count<1>{}, i, left) for the elements that are left.

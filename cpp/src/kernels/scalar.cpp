@@ -4,6 +4,6 @@
 
 namespace batchnorm::kernels {
 
-constinit const KernelTable scalar_table = table;
+constinit const KernelTable scalar_table = table_of<float, double, Half, BFloat16>;
 
 }  // namespace batchnorm::kernels
