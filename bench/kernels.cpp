@@ -215,9 +215,12 @@ int main(int argc, char** argv) {
     std::printf("%-7s %-4s %-7s %-5s %-22s %8s %8s %8s\n", "isa", "type", "data in", "", "kernel", "GB/s", "64 bytes",
                 "+ copies");
     const batchnorm::IsaList built = batchnorm::built_isas();
+    const char* last = "";
     for (int i = 0; i < built.count; ++i) {
         const Isa& isa = built.isa[i];
-        if (!isa.supported()) continue;
+        // Of several with one name the first is in use.
+        if (!isa.supported() || std::strcmp(isa.name, last) == 0) continue;
+        last = isa.name;
         for (Size size : sizes) {
             if (quick) size.bytes = std::min(size.bytes, std::size_t{1} << 20);
             time_type<float>(isa, *isa.kernels.f32, "f32", size, quick);

@@ -9,8 +9,8 @@ constexpr int64_t cached_bytes = 4 << 20;
 // former, beside the block that is read meanwhile; but not in pieces shorter than that.
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
 // How far ahead such a processor is to fetch what large outputs are made of; and what is reduced, if it is so much that
-// it comes from memory.
-constexpr int64_t large_ahead = 6144, least_read_ahead = 48 << 20;
+// it may come from memory.
+constexpr int64_t large_ahead = 6144, least_read_ahead = 12 << 20;
 // Other processors wait for a page's address when they stream to it; such a one waits for the line that it was asked
 // by.
 constexpr int64_t page_bytes = 4096;

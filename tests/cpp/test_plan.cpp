@@ -110,7 +110,7 @@ void ways() {
             CHECK(plan.stream == way.stream[tensors - 1]);
             CHECK(plan.ahead.reads == 0 && plan.ahead.writes == 0 && plan.ahead.page > 0);
             const Ahead ahead = make_plan(box, chunks, tensors, true, 2, 0, xeon).ahead;
-            CHECK((ahead.reads > 0) == (box.elements() * 4 * tensors >= 48 << 20));
+            CHECK((ahead.reads > 0) == (box.elements() * 4 * tensors >= 12 << 20));
             CHECK((ahead.writes > 0) == plan.stream && ahead.page == 0);
         }
     }

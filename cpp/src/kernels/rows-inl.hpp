@@ -232,7 +232,7 @@ struct Fetches {
 template <class T>
 constexpr int line_of = 64 / static_cast<int>(sizeof(T));
 
-// Kernels that do not stream do not fetch rows either: they are for small processors, or none.
+// Instruction sets without streams do not fetch rows either: there it was not measured.
 inline bool fetches_ahead(int64_t ahead) { return has_streams && ahead != 0; }
 
 // Rows that are read one after the other, each `stride` bytes after the one before, and what is read `then`, if not
