@@ -42,17 +42,25 @@ inline void both(const kernels::FlavourKernels& flavour, const kernels::RowGradS
 // The rows of a slab, one outer index after the other.
 class SlabRows {
   public:
-    SlabRows(const Box& box, const Uses& uses, const Slab& slab) noexcept
-        : channels_(slab.channels), rows_(box, uses, slab.group), next_(rows_) {}
+    SlabRows(const Stages& stages, const Uses& uses, const Slab& slab) noexcept
+        : chunks_(stages.chunks),
+          looks_ahead_(stages.ahead.reads || stages.ahead.writes),
+          channels_(slab.channels),
+          rows_(stages.box, uses, slab.group),
+          next_(rows_) {}
 
     int64_t count() const noexcept { return channels_.size(); }
 
-    void go_to(const Chunks& chunks, int64_t k, int64_t o) noexcept {
-        rows_.go_to(o, chunks.inner_range(k));
-        const bool last = o + 1 == chunks.outer_range(k).end;
-        goes_on_ = !last || k + 1 < chunks.count();
-        if (last && goes_on_) ++k;
-        if (goes_on_) next_.go_to(last ? chunks.outer_range(k).begin : o + 1, chunks.inner_range(k));
+    void go_to(int64_t k, int64_t o) noexcept {
+        rows_.go_to(o, chunks_.inner_range(k));
+        if (!looks_ahead_) return;
+        const bool last = o + 1 == chunks_.outer_range(k).end;
+        goes_on_ = !last || k + 1 < chunks_.count();
+        if (!goes_on_) return;
+        if (last)
+            next_.go_to(chunks_.outer_range(k + 1).begin, chunks_.inner_range(k + 1));
+        else
+            next_.go_to(o + 1, chunks_.inner_range(k));
     }
 
     // How many rows, from the i-th on, are at one distance from each other.
@@ -66,7 +74,9 @@ class SlabRows {
     }
 
   private:
-    Range channels_;
+    const Chunks& chunks_;
+    const bool looks_ahead_;
+    const Range channels_;
     DirectRows rows_, next_;
     bool goes_on_ = false;
 };
@@ -75,7 +85,7 @@ class SlabRows {
 template <class Reduce, class Apply>
 void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written) noexcept {
     const Box& box = stages.box;
-    SlabRows from(box, Uses(box, Reduce::access), read), to(box, Uses(box, Apply::access), written);
+    SlabRows from(stages, Uses(box, Reduce::access), read), to(stages, Uses(box, Apply::access), written);
     const int64_t reads = from.count(), writes = to.count();
     const int64_t unit = Memory::coefficient_size(box),
                   first = written.group * Memory::coefficient_pitch(box) + written.channels.begin;
@@ -87,8 +97,8 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
         std::memset(sums, 0, static_cast<std::size_t>(reads) * sizeof *sums);
         for (int64_t b = 0; b < reads; ++b) terms.around(read.channels.begin + b, sums[b].around);
         for (int64_t o = outers.begin; o < outers.end; ++o) {
-            from.go_to(stages.chunks, k, o);
-            to.go_to(stages.chunks, k, o);
+            from.go_to(k, o);
+            to.go_to(k, o);
             // As many rows of either as there are, then what is left of one of them.
             for (int64_t b = 0, some; b < reads || b < writes; b += some) {
                 const int64_t readable = from.evenly(b), writable = to.evenly(b);

@@ -143,8 +143,10 @@ int main() {
         if (!built.isa[i].supported()) continue;
         for (const Type& type : types) {
             fetching_ahead_changes_no_sum(built.isa[i], type);
-            if (i > 0 && built.isa[i - 1].supported() && std::string(built.isa[i - 1].name) == built.isa[i].name)
-                same_bits_on_all_processors(built.isa[i - 1], built.isa[i], type);
+            if (i == 0 || !built.isa[i - 1].supported()) continue;
+            const Isa &other = built.isa[i - 1], &isa = built.isa[i];
+            if (std::string(other.name) == isa.name && other.kernels.*type.kernels != isa.kernels.*type.kernels)
+                same_bits_on_all_processors(other, isa, type);
         }
     }
     return report();

@@ -224,7 +224,7 @@ void reduce_rows(const typename Reader::Args& args) noexcept {
                 const int64_t end = args.n - i < step ? args.n : i + step;
                 reader.add(row, i, end);
                 i = end;
-            } while (has_streams && i < args.n);
+            } while (has_streams && i < args.n);  // without, a row is one step
             ++row;
         } while (row < args.rows && args.next_channel == 0);
         reader.store();

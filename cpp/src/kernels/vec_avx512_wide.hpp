@@ -1,6 +1,6 @@
 // Vec for AVX-512 (F, VL): 16 floats or 8 doubles, for processors whose units of 512 bits are no two halves. Beside
-// instructions of 512 bits, such a one (Intel's) has a unit less for those of 256 bits: sums by these take up to 1.25
-// times as long, in turns with writing (docs/performance.md).
+// instructions of 512 bits, such a one (Intel's) has a unit less for those of 256 bits: forward within L2 takes up to
+// 1.27 times as long with sums by these (docs/performance.md).
 #pragma once
 
 #include "vec_avx512_floats.hpp"
