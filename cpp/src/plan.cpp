@@ -29,13 +29,20 @@ constexpr int64_t contiguous_bytes = 98304;
 constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
 // Shorter rows are too short to be read and written in turns; or to be written one by one, where they could be lanes.
 constexpr int64_t least_alternate_row_bytes = 256, least_written_row_bytes = 64;
-// Pattern::lane. A block of columns, in L2; and of it, rows of all operands and their coefficients, in 7/8 of L1.
+// Pattern::lane. A block of columns, in L2, where the third level is slow of no more rows than these, and of a large
+// tensor no more than those; and of it, rows of all operands and their coefficients, in 7/8 of L1.
 // (Lanes that share statistics gain nothing by a larger one; and one larger still would hold more than most_lanes.)
-constexpr int64_t slab_bytes = 1 << 20;
+constexpr int64_t slab_bytes = 1 << 20, most_slab_rows = 256, most_large_slab_rows = 384;
 constexpr int64_t usual_first_cache = 32 << 10, most_first_cache = 64 << 10;
 
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
+
+// Whether threads that share so many tasks are idle for more than a fifth of the time.
+constexpr bool uneven(int64_t tasks, int threads) noexcept {
+    const int64_t places = ceil_div(tasks, threads) * threads;
+    return 5 * (places - tasks) > places;
+}
 
 constexpr bool second_is_large(const Caches& own) noexcept { return own.second > small_own_cache; }
 
@@ -68,6 +75,10 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, i
     };
     const int64_t contiguous = ceil_div(contiguous_bytes, row_bytes);
 
+    // Few channels may share out badly, where their chunks do not.
+    if (uneven(box.statistics(), threads) && !uneven(box.statistics() * chunks.count(), threads))
+        return {Traversal::two_passes, 1};
+
     // Weighted elements are not reduced in turns.
     if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_alternate_row_bytes &&
         channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads)
@@ -79,7 +90,8 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, i
     return {Traversal::two_passes, task > block ? task : block};
 }
 
-Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads, int64_t first_cache) noexcept {
+Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads, bool large, const Caches& own) noexcept {
+    const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
     const int64_t unit = item_size(box.dtype), all = box.lanes();
     const auto blocks_of = [&](int64_t lanes) {
         if (box.fold() > 1) return box.channels();  // rows are folded as a whole
@@ -91,9 +103,10 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads, int64_t 
     // Columns, all rows of them: if they stay in cache and are long enough in each row. Even parts, as many for each
     // thread.
     const int64_t fitting = min(slab_bytes / (box.outers() * unit * tensors), in_l1);
-    if (reduces && fitting * unit >= least_row_bytes && box.groups() * all * unit >= least_share_bytes * threads) {
+    const bool few_rows = !second_is_large(own) || box.outers() <= (large ? most_large_slab_rows : most_slab_rows);
+    if (reduces && few_rows && fitting * unit >= least_row_bytes &&
+        box.groups() * all * unit >= least_share_bytes * threads)
         return {Traversal::slabs, blocks_of(even_share(all, fitting, threads))};
-    }
     return {Traversal::two_passes, blocks_of(even_share(all, in_l1, 1))};
 }
 
@@ -115,8 +128,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const bool large = bytes >= large_bytes[reduces ? tensors : 0];
     // The block that is read, the one that is written and its output share the cache with what comes next.
     const int64_t block_bytes = second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes;
-    const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
-    Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads, first_cache)
+    Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads, large, own)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes)
                                              : plan_written_rows(box, threads);
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;

@@ -31,7 +31,7 @@ PLANES = {
     "planes of 13x13": ((16, 20, 13, 13), 1, None),
     "planes of 255": ((257, 9, 255), 1, None),
     "planes of 16x16": ((17, 19, 16, 16), 1, None),
-    "planes in slabs": ((270, 86, 5, 5), 1, None),
+    "planes in slabs": ((250, 86, 5, 5), 1, None),
     "planes of two kept axes": ((11, 6, 9, 14), (1, 2), None),
     "planes in groups": ((4, 10, 29, 20), (0, 2), None),
     "planes of two kept axes, swapped": ((11, 6, 9, 14), (1, 2), (0, 2, 1, 3)),
@@ -44,7 +44,7 @@ PLANES = {
 }
 COLUMNS = {
     "NC": ((500, 700), 1, None),
-    "NC in slabs": ((500, 2100), 1, None),
+    "NC in slabs": ((250, 2100), 1, None),
     "NC in slabs, a last batch of one row": ((257, 2101), 1, None),
     "NC, wide": ((9, 4099), 1, None),
     "NC, long": ((3001, 131), 1, None),
@@ -59,6 +59,7 @@ IN_TURNS = {
     "blocks of 32 channels": ((3, 403, 16, 17), 1, None),
     "several chunks": ((97, 6, 22, 25), 1, None),
     "planes are cut": ((2, 5, 181, 183), 1, None),
+    "three channels, by chunks": ((70, 3, 23, 25), 1, None),
     "groups of channels": ((3, 9, 13, 29, 31), (0, 2), None),
     "instances": ((12, 31, 29, 31), (0, 1), None),
     "rows of one turn": ((17, 61, 256), (1,), (0, 1, 2)),
