@@ -133,6 +133,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
                                              : plan_written_rows(box, threads);
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
     plan.stream = large && !box.overwrites();
+    plan.from_end = !plan.stream || second_is_large(own);
     if (second_is_large(own))
         plan.ahead = {bytes * tensors >= least_read_ahead ? large_ahead : 0, large ? large_ahead : 0, 0};
     else

@@ -81,10 +81,10 @@ struct Run {
     // Whole cache lines of slots.
     static constexpr int64_t statistic_block = 64;
 
-    // What was read before. Within the caches from the end, of which they have most (docs/performance.md).
+    // What was read before: of its end the caches have most (docs/performance.md).
     template <class Apply>
     void apply_again() const noexcept {
-        apply_in<Apply>(plan.stream ? Order::forwards : Order::backwards);
+        apply_in<Apply>(plan.from_end ? Order::backwards : Order::forwards);
     }
 
     template <class Apply>

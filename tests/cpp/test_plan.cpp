@@ -110,6 +110,7 @@ void ways() {
                          traversal_names[static_cast<int>(plan.traversal)]);
             CHECK(plan.cached == way.cached[tensors - 1]);
             CHECK(plan.stream == way.stream[tensors - 1]);
+            CHECK(plan.from_end == !plan.stream && make_plan(box, chunks, tensors, true, 2, 0, xeon).from_end);
             CHECK(plan.ahead.reads == 0 && plan.ahead.writes == 0 && plan.ahead.page > 0);
             const Ahead ahead = make_plan(box, chunks, tensors, true, 2, 0, xeon).ahead;
             CHECK((ahead.reads > 0) == (box.elements() * 4 * tensors >= 12 << 20));
