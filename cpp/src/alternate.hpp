@@ -39,12 +39,14 @@ inline void both(const kernels::FlavourKernels& flavour, const kernels::RowGradS
     flavour.grad_sums_and_input_grad(read, write);
 }
 
-// The rows of a slab, one outer index after the other.
+// The rows of a slab, one outer index after the other; backwards from the last one, where all rows are as long, as what
+// is read is paired with what is written.
 class SlabRows {
   public:
-    SlabRows(const Stages& stages, const Uses& uses, const Slab& slab) noexcept
+    SlabRows(const Stages& stages, const Uses& uses, const Slab& slab, bool backwards) noexcept
         : chunks_(stages.chunks),
           looks_ahead_(stages.ahead.reads || stages.ahead.writes),
+          backwards_(backwards && chunks_.inners % chunks_.inner_step == 0),
           channels_(slab.channels),
           rows_(stages.box, uses, slab.group),
           next_(rows_) {}
@@ -52,15 +54,15 @@ class SlabRows {
     int64_t count() const noexcept { return channels_.size(); }
 
     void go_to(int64_t k, int64_t o) noexcept {
-        rows_.go_to(o, chunks_.inner_range(k));
+        place(rows_, k, o);
         if (!looks_ahead_) return;
         const bool last = o + 1 == chunks_.outer_range(k).end;
         goes_on_ = !last || k + 1 < chunks_.count();
         if (!goes_on_) return;
         if (last)
-            next_.go_to(chunks_.outer_range(k + 1).begin, chunks_.inner_range(k + 1));
+            place(next_, k + 1, chunks_.outer_range(k + 1).begin);
         else
-            next_.go_to(o + 1, chunks_.inner_range(k));
+            place(next_, k, o + 1);
     }
 
     // How many rows, from the i-th on, are at one distance from each other.
@@ -74,18 +76,26 @@ class SlabRows {
     }
 
   private:
+    void place(DirectRows& rows, int64_t k, int64_t o) const noexcept {
+        if (backwards_)
+            rows.go_to(chunks_.outers - 1 - o, chunks_.inner_range(chunks_.inner_count - 1 - k % chunks_.inner_count));
+        else
+            rows.go_to(o, chunks_.inner_range(k));
+    }
+
     const Chunks& chunks_;
-    const bool looks_ahead_;
+    const bool looks_ahead_, backwards_;
     const Range channels_;
     DirectRows rows_, next_;
     bool goes_on_ = false;
 };
 
-// Reduces one slab and applies to another; either may be none.
+// Reduces one slab and applies to another, which may start from its end; either may be none.
 template <class Reduce, class Apply>
-void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written) noexcept {
+void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written, bool from_end) noexcept {
     const Box& box = stages.box;
-    SlabRows from(stages, Uses(box, Reduce::access), read), to(stages, Uses(box, Apply::access), written);
+    SlabRows from(stages, Uses(box, Reduce::access), read, false),
+        to(stages, Uses(box, Apply::access), written, from_end);
     const int64_t reads = from.count(), writes = to.count();
     const int64_t unit = Memory::coefficient_size(box),
                   first = written.group * Memory::coefficient_pitch(box) + written.channels.begin;
@@ -142,11 +152,11 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
 
 // Reduces, merges and applies to some slabs.
 template <class Reduce, class Apply, class Merge>
-void alternate(const Stages& stages, int64_t block, Range slabs, const Merge& merge) noexcept {
+void alternate(const Stages& stages, const Plan& plan, Range slabs, const Merge& merge) noexcept {
     Slab written;
     for (int64_t s = slabs.begin; s <= slabs.end; ++s) {
-        const Slab read = s < slabs.end ? Slab(stages.box, block, s) : Slab();
-        alternate_slabs<Reduce, Apply>(stages, read, written);
+        const Slab read = s < slabs.end ? Slab(stages.box, plan.channel_block, s) : Slab();
+        alternate_slabs<Reduce, Apply>(stages, read, written, plan.from_end);
         if (!read.none()) merge(read.group, read.channels);
         written = read;
     }

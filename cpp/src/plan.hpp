@@ -25,7 +25,7 @@ struct Plan {
     int64_t channel_block;  // channels that one task takes
     bool cached = false;    // whether all operands together stay in the caches
     bool stream = false;    // whether outputs are written past them
-    bool from_end = false;  // whether the second of two passes goes from the end
+    bool from_end = false;  // whether what was read before is read again from its end
     Ahead ahead{};
 };
 

@@ -142,7 +142,7 @@ struct Run {
     template <class Reduce, class Apply, class Merge>
     void each_alternately(const Merge& merge) const noexcept {
         parallel_ranges(team, stages.box.groups() * count_blocks(plan.channel_block),
-                        [&](Range slabs, int) { alternate<Reduce, Apply>(stages, plan.channel_block, slabs, merge); });
+                        [&](Range slabs, int) { alternate<Reduce, Apply>(stages, plan, slabs, merge); });
     }
 
     int64_t count_blocks(int64_t block) const noexcept { return (stages.box.channels() + block - 1) / block; }

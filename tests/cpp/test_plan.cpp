@@ -83,6 +83,8 @@ void ways() {
              {{97, 6, 22, 25}, {1}, row, 1, 1, alternate, alternate},
              {{2, 5, 181, 183}, {1}, row, 1, 1, alternate, alternate},
              {{70, 3, 23, 25}, {1}, row, 1, 1, passes, passes},
+             {{70, 4, 65, 63}, {1}, row, 1, 1, alternate, alternate},
+             {{6, 4, 256, 192}, {1}, row, 1, 1, alternate, alternate},
              {{3, 9, 13, 29, 31}, {0, 2}, row, 1, 1, alternate, alternate},
              {{12, 31, 29, 31}, {0, 1}, row, 1, 1, alternate, alternate},
              // Neither cached nor streamed.
@@ -110,7 +112,7 @@ void ways() {
                          traversal_names[static_cast<int>(plan.traversal)]);
             CHECK(plan.cached == way.cached[tensors - 1]);
             CHECK(plan.stream == way.stream[tensors - 1]);
-            CHECK(plan.from_end == !plan.stream && make_plan(box, chunks, tensors, true, 2, 0, xeon).from_end);
+            CHECK(plan.from_end == (plan.traversal == passes && !plan.stream));
             CHECK(plan.ahead.reads == 0 && plan.ahead.writes == 0 && plan.ahead.page > 0);
             const Ahead ahead = make_plan(box, chunks, tensors, true, 2, 0, xeon).ahead;
             CHECK((ahead.reads > 0) == (box.elements() * 4 * tensors >= 12 << 20));
@@ -176,6 +178,22 @@ void many_rows() {
     }
     for (const Shape& shape : {Shape{256, 3000}, {384, 20000}, {256, 128, 7, 7}})
         CHECK(traversal(shape, xeon) == Traversal::slabs);
+}
+
+// Where the second-level cache is large, the second of two passes goes from the end, and so do blocks of which it has
+// that alone.
+void from_the_end() {
+    const auto from_end = [](const Shape& shape, int tensors, const Caches& own) {
+        const Box box = box_of(shape, {1}, DType::f32);
+        context = text(shape);
+        return make_plan(box, Chunks(box), tensors, true, 2, 0, own).from_end;
+    };
+    for (const int tensors : {1, 2}) {
+        CHECK(from_end({3255, 2003}, tensors, xeon) && !from_end({3255, 2003}, tensors, zen));
+        CHECK(from_end({3001, 131}, tensors, xeon) && from_end({3001, 131}, tensors, zen));
+        CHECK(from_end({32, 64, 112, 112}, tensors, xeon) && !from_end({32, 64, 112, 112}, tensors, zen));
+        for (const Shape& shape : {Shape{32, 64, 56, 56}, {32, 512, 28, 28}}) CHECK(!from_end(shape, tensors, xeon));
+    }
 }
 
 // Channels that threads share badly go in two passes, where there are chunks to share.
@@ -310,6 +328,7 @@ int main() {
     blocks_in_caches();
     blocks_are_even();
     many_rows();
+    from_the_end();
     few_channels();
     overwritten();
     columns_in_l1();

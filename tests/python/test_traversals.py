@@ -59,6 +59,8 @@ IN_TURNS = {
     "blocks of 32 channels": ((3, 403, 16, 17), 1, None),
     "several chunks": ((97, 6, 22, 25), 1, None),
     "planes are cut": ((2, 5, 181, 183), 1, None),
+    "several chunks, from the end": ((70, 4, 65, 63), 1, None),  # where L2 is large
+    "planes are cut, from the end": ((6, 4, 256, 192), 1, None),
     "three channels, by chunks": ((70, 3, 23, 25), 1, None),
     "groups of channels": ((3, 9, 13, 29, 31), (0, 2), None),
     "instances": ((12, 31, 29, 31), (0, 1), None),
