@@ -176,12 +176,13 @@ const double* load_array(const Box& box, const Param& param, double* memory) noe
 void store_column(const Box& box, const Column& values, const MutParam& param) noexcept {
     if (absent(param)) return;
     char* data = static_cast<char*>(param.data);
+    const int64_t n = box.statistics();  // what is stored as bytes might be the box, for all that the compiler knows
     if (param.rank == 0)
         store(data, param.dtype, values[0]);
     else if (values.data && in_box_order(box, param) && param.dtype == DType::f32)
-        for (int64_t s = 0; s < box.statistics(); ++s) store<float>(data + s * 4, values.data[s]);
+        for (int64_t s = 0; s < n; ++s) store<float>(data + s * 4, values.data[s]);
     else if (values.data && in_box_order(box, param) && param.dtype == DType::f64)
-        std::memcpy(data, values.data, static_cast<std::size_t>(box.statistics()) * sizeof(double));
+        std::memcpy(data, values.data, static_cast<std::size_t>(n) * sizeof(double));
     else
         for_each_statistic(box, param,
                            [&](int64_t s, int64_t offset) { store(data + offset, param.dtype, values[s]); });
