@@ -9,8 +9,10 @@ namespace batchnorm {
 
 void Stages::variance_from_m2(int64_t g, Range channels, const Column& count) const noexcept {
     const int64_t first = g * box.channels();
-    for (int64_t s = first + channels.begin; s < first + channels.end; ++s) {
-        if (count[s] > 0) memory.spread[s] /= count[s];
+    double* const spread = memory.spread + first;
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+        const double n = count[first + c];
+        spread[c] /= n > 0 ? n : 1;
     }
 }
 
