@@ -76,8 +76,6 @@ struct Run {
     }
 
   private:
-    enum class Order { forwards, backwards };
-
     // Whole cache lines of slots.
     static constexpr int64_t statistic_block = 64;
 
@@ -104,18 +102,15 @@ struct Run {
     }
 
     // body(g, k, channels, worker) for every chunk of every block of channels, in memory order or against it: of long
-    // rows all pieces before the next channel. A worker has the same part of them either way.
+    // rows all pieces before the next channel. A worker has the same share of them either way.
     template <class Body>
     void each_piece(const Chunks& chunks, Order order, const Body& body) const noexcept {
         const int64_t outers = chunks.outer_count, inners = chunks.inner_count;
         const int64_t blocks = count_blocks(plan.channel_block);
-        parallel_ranges(team, stages.box.groups() * outers * blocks * inners, [&](Range tasks, int worker) {
-            for (int64_t i = 0; i < tasks.size(); ++i) {
-                const int64_t task = order == Order::forwards ? tasks.begin + i : tasks.end - 1 - i;
-                const int64_t row = task / inners, block = row % blocks, outer = row / blocks % outers;
-                body(row / (blocks * outers), outer * inners + task % inners, block_range(block, plan.channel_block),
-                     worker);
-            }
+        parallel_for(team, stages.box.groups() * outers * blocks * inners, order, [&](int64_t task, int worker) {
+            const int64_t row = task / inners, block = row % blocks, outer = row / blocks % outers;
+            body(row / (blocks * outers), outer * inners + task % inners, block_range(block, plan.channel_block),
+                 worker);
         });
     }
 
