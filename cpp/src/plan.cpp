@@ -133,10 +133,10 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
                                              : plan_written_rows(box, threads);
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
     plan.stream = large && !box.overwrites();
-    // Of two passes; or of a block that is so large that the second level cache has only its end.
+    // Of two passes; or of blocks in turns, if they are so large that the second-level cache has only their ends.
     const int64_t block_size = plan.channel_block * box.values() * item_size(box.dtype) * (tensors + more);
-    plan.from_end = plan.traversal == Traversal::two_passes ? !plan.stream || second_is_large(own)
-                                                            : second_is_large(own) && 2 * block_size > own.second;
+    if (plan.traversal == Traversal::two_passes) plan.from_end = !plan.stream || second_is_large(own);
+    if (plan.traversal == Traversal::alternate) plan.from_end = second_is_large(own) && 2 * block_size > own.second;
     if (second_is_large(own))
         plan.ahead = {bytes * tensors >= least_read_ahead ? large_ahead : 0, large ? large_ahead : 0, 0};
     else

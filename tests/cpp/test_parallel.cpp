@@ -10,7 +10,6 @@
 
 namespace {
 
-using batchnorm::Executor;
 using batchnorm::Order;
 using batchnorm::Range;
 using batchnorm::Team;
