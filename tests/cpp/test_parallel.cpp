@@ -80,7 +80,8 @@ void each_task_once() {
                                     [&](std::int64_t task, int) { ++done[static_cast<std::size_t>(task)]; });
             for (const std::atomic<int>& times : done) CHECK(times == 1);
         }
-    // The first task of the first worker lasts until all others are done.
+    // The first task lasts until all others are done: if it is the first worker's, that does no other one; if not, that
+    // came when nothing was left.
     std::atomic<int> done{0}, by_first{0};
     batchnorm::parallel_for({2, {}}, 100, [&](std::int64_t task, int worker) {
         const auto most = std::chrono::steady_clock::now() + std::chrono::seconds(20);
@@ -88,7 +89,7 @@ void each_task_once() {
         by_first += worker == 0;
         ++done;
     });
-    CHECK(done == 100 && by_first == 1);
+    CHECK(done == 100 && by_first <= 1);
 }
 
 }  // namespace
