@@ -4,8 +4,6 @@
 // rows that lie far apart are slow to read, as each starts a page anew (docs/performance.md).
 #pragma once
 
-#include <cstring>
-
 #include "apply.hpp"
 #include "plan.hpp"
 #include "reduce.hpp"
@@ -103,9 +101,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
         const Range outers = stages.chunks.outer_range(k);
         const Reduce terms(stages, read.group, k);
-        RowSums<Reduce::sums> sums[most_alternate_block];
-        std::memset(sums, 0, static_cast<std::size_t>(reads) * sizeof *sums);
-        for (int64_t b = 0; b < reads; ++b) terms.around(read.channels.begin + b, sums[b].around);
+        BlockSums<Reduce> sums(terms, read.channels);
         for (int64_t o = outers.begin; o < outers.end; ++o) {
             from.go_to(k, o);
             to.go_to(k, o);
@@ -141,11 +137,8 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                     both(stages.flavour, read_args(), write_args());
             }
         }
-        for (int64_t b = 0; b < reads; ++b) {
-            const int64_t c = read.channels.begin + b;
-            // Once more, alone. What is direct needs no worker's memory.
-            if (finish_row(terms, sums[b], read.group, k, c)) reduce<Reduce>(stages, read.group, k, {c, c + 1}, 0);
-        }
+        // Once more, alone. What is direct needs no worker's memory.
+        sums.finish(read.group, k, [&](int64_t c) { reduce<Reduce>(stages, read.group, k, {c, c + 1}, 0); });
     }
     if (!written.none() && stages.stream) stages.kernels.finish_streams();
 }

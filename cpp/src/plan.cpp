@@ -82,7 +82,7 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, i
     // Weighted elements are not reduced in turns.
     if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_alternate_row_bytes &&
         channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads)
-        return {Traversal::alternate, block_of(min(contiguous, most_alternate_block))};
+        return {Traversal::alternate, block_of(min(contiguous, most_row_block))};
 
     const int64_t block = block_of(contiguous), slabs = box.groups() * ceil_div(box.channels(), block);
     if (channel_bytes * block <= cached_bytes && slabs >= threads) return {Traversal::slabs, block};

@@ -41,8 +41,8 @@ int64_t most_written_plane(DType dtype, int64_t bytes, const Caches& own = own_c
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more = 0,
                const Caches& own = own_caches()) noexcept;
 
-// No plan has more channels in a block that alternates.
-inline constexpr int64_t most_alternate_block = 32;
+// Channels whose rows are reduced side by side; no plan has more of them in a block that alternates.
+inline constexpr int64_t most_row_block = 32;
 
 // No plan has a larger block in Pattern::lane.
 inline constexpr int64_t most_lanes = 4096;

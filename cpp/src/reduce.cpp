@@ -79,20 +79,54 @@ void gather(const double* sums, int64_t channels, int64_t plane, int64_t fold, d
 // A second round around the means is enough.
 constexpr int rounds = 2;
 
+// All rows of a channel.
+template <class Terms>
+void reduce_channel(const Terms& terms, const Region& chunk, int64_t k, int64_t c, const Tiles& tiles) noexcept {
+    const Box& box = terms.stages.box;
+    RowSums<Terms::sums> sums;
+    terms.around(c, sums.around);
+    for (int round = 0; round < rounds; ++round) {
+        sums.clear();
+        for_each_span(box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, Uses(box, Terms::access), tiles,
+                      [&](const Span& span) { terms.add(terms.row_args(span, sums)); });
+        if (!finish_row(terms, sums, chunk.group, k, c)) break;
+    }
+}
+
+// A row of each channel at a time.
+template <class Terms>
+void reduce_block(const Terms& terms, const Region& chunk, int64_t k, const Tiles& tiles) noexcept {
+    const Box& box = terms.stages.box;
+    const Range channels = chunk.channels;
+    BlockSums<Terms> sums(terms, channels);
+    DirectRows rows(box, Uses(box, Terms::access), chunk.group);
+    for (int64_t o = chunk.outers.begin; o < chunk.outers.end; ++o) {
+        rows.go_to(o, chunk.inners);
+        for (int64_t c = channels.begin, some; c < channels.end; c += some) {
+            some = rows.evenly({c, channels.end});
+            terms.add(terms.row_args(rows.span(c, some), sums[c - channels.begin]));
+        }
+    }
+    sums.finish(chunk.group, k, [&](int64_t c) { reduce_channel(terms, chunk, k, c, tiles); });
+}
+
+// Where channels have few rows each, a call of the kernel for each of them costs more than to look their sums up anew
+// for every row.
+constexpr int64_t few_rows = 8;
+
 template <class Terms>
 void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, const Tiles& tiles) noexcept {
     const Box& box = terms.stages.box;
-    const Uses uses(box, Terms::access);
-    for (int64_t c = chunk.channels.begin; c < chunk.channels.end; ++c) {
-        RowSums<Terms::sums> sums;
-        terms.around(c, sums.around);
-        for (int round = 0; round < rounds; ++round) {
-            sums.clear();
-            for_each_span(box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, uses, tiles,
-                          [&](const Span& span) { terms.add(terms.row_args(span, sums)); });
-            if (!finish_row(terms, sums, chunk.group, k, c)) break;
+    const auto [g, channels, outers, inners] = chunk;
+    if constexpr (Terms::takes_channels)
+        if (box.direct() && box.channels_follow() && outers.size() < few_rows) {
+            for (int64_t c = channels.begin, end; c < channels.end; c = end) {
+                end = channels.end - c < most_row_block ? channels.end : c + most_row_block;
+                reduce_block(terms, {g, {c, end}, outers, inners}, k, tiles);
+            }
+            return;
         }
-    }
+    for (int64_t c = channels.begin; c < channels.end; ++c) reduce_channel(terms, chunk, k, c, tiles);
 }
 
 // Sums by lane, in the slots themselves unless several lanes share one.

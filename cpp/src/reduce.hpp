@@ -1,6 +1,8 @@
 // The reductions: what they read, which kernel adds it up, around what, and what becomes of the sums.
 #pragma once
 
+#include <cstring>
+
 #include "stages.hpp"
 
 namespace batchnorm {
@@ -62,7 +64,7 @@ struct Pivots {
 struct MomentSums {
     static constexpr Access access[roles] = {Access::read};
     static constexpr int sums = 2;
-    static constexpr bool alternates = true;
+    static constexpr bool takes_channels = true;  // its kernel, a row of each in one call
 
     const Stages& stages;
     const Pivots pivots;
@@ -98,7 +100,7 @@ struct WeightedMomentSums {
     static constexpr Access access[roles] = {Access::read, Access::none, Access::none, Access::none,
                                              Access::none, Access::none, Access::read};
     static constexpr int sums = 3;
-    static constexpr bool alternates = false;
+    static constexpr bool takes_channels = false;
 
     const Stages& stages;
     const Pivots pivots;
@@ -142,7 +144,7 @@ struct ProductSums {
                                              Access::read,
                                              u == role_v || z == role_v ? Access::read : Access::none};
     static constexpr int sums = 2;
-    static constexpr bool alternates = true;
+    static constexpr bool takes_channels = true;
 
     const Stages& stages;
     const double* means;  // of the group
@@ -212,5 +214,29 @@ bool finish_row(const Terms& terms, RowSums<Terms::sums>& sums, int64_t g, int64
     terms.finish(sums.around, 1, {c, c + 1}, to);
     return terms.recentre(sums.around, {c, c + 1}, 1, 1, to);
 }
+
+// The accumulators of channels that follow each other, of which kernels take a row each.
+template <class Terms>
+class BlockSums {
+  public:
+    BlockSums(const Terms& terms, Range channels) noexcept : terms_(terms), channels_(channels) {
+        std::memset(sums_, 0, static_cast<std::size_t>(channels.size()) * sizeof *sums_);
+        for (int64_t i = 0; i < channels.size(); ++i) terms.around(channels.begin + i, sums_[i].around);
+    }
+
+    RowSums<Terms::sums>& operator[](int64_t i) noexcept { return sums_[i]; }
+
+    // again(c) for those that must be added up once more.
+    template <class Again>
+    void finish(int64_t g, int64_t k, const Again& again) noexcept {
+        for (int64_t c = channels_.begin; c < channels_.end; ++c)
+            if (finish_row(terms_, sums_[c - channels_.begin], g, k, c)) again(c);
+    }
+
+  private:
+    const Terms& terms_;
+    const Range channels_;
+    RowSums<Terms::sums> sums_[most_row_block];
+};
 
 }  // namespace batchnorm

@@ -31,7 +31,7 @@ struct Run {
     void traverse(const Merge& merge) const noexcept {
         switch (plan.traversal) {
             case Traversal::alternate:
-                if constexpr (Reduce::alternates) each_alternately<Reduce, Apply>(merge);
+                if constexpr (Reduce::takes_channels) each_alternately<Reduce, Apply>(merge);
                 return;
             case Traversal::slabs:
                 return each_slab<Reduce>(

@@ -288,7 +288,7 @@ void written_planes() {
 void check_plan(const Box& box, const Plan& plan) {
     CHECK(plan.channel_block >= 1 && plan.channel_block <= box.channels());
     if (plan.traversal == Traversal::alternate) {
-        CHECK(plan.channel_block <= batchnorm::most_alternate_block);
+        CHECK(plan.channel_block <= batchnorm::most_row_block);
         CHECK(box.pattern == Pattern::row);
     }
     if (box.pattern == Pattern::row) return;
