@@ -35,10 +35,11 @@ class Normalizer {
             const RowsRead<T> rows = {args_.residual, args_.residual_stride, args_.rows, args_.n, args_.residual_then};
             residual_ahead = rows.distance(args_.ahead, row_, begin);
         }
+        const OutputAhead output(args_, row_, 1);
         const auto step = [&](int64_t i, int64_t channel, auto... left) __attribute__((always_inline)) {
             if (ahead) prefetch(reinterpret_cast<const char*>(place.x + i) + ahead);
             if (residual_ahead) prefetch(reinterpret_cast<const char*>(place.residual + i) + residual_ahead);
-            if (fetches.output) fetch_output(place, i);
+            if (fetches.output) output.fetch(place.y.row, i);
             write_vectors(place, look_up(channel, left...), i, begin + i, left...);
         };
         for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, place.y.head(end - begin), args_.period,
@@ -48,11 +49,12 @@ class Normalizer {
     // This row and those after it, so many, in Pattern::lane.
     [[gnu::always_inline]] void write_across(int64_t rows) const {
         const NormalizeArgs args = args_;  // which is not in memory that the rows may overwrite
+        const OutputAhead output(args, row_ + rows - 1, rows);
         const auto step = [&](int64_t i, int64_t, auto... left) __attribute__((always_inline)) {
             const auto looked = look_up(i, left...);
             for (int64_t r = row_; r < row_ + rows; ++r) {
                 Place place(args, r, 0, i);
-                fetch_output(place, i);
+                output.fetch(place.y.row, i);
                 write_vectors(place, looked, i, i, left...);
             }
         };
@@ -78,11 +80,25 @@ class Normalizer {
         }
     };
 
-    // Where a vector is a line: stores of some take longer (docs/performance.md).
-    static void fetch_output(const Place& place, int64_t i) {
-        if constexpr (Row::width == line_of<T>)
-            prefetch_to_write(reinterpret_cast<const char*>(place.y.row + i) + output_distance);
-    }
+    // Fetches what is written, where a vector is a line: stores of some take longer. Past the end of a row, or of
+    // `step` rows that end with the last-th, lines of those that come next: others may be another thread's, which it
+    // would wait for (docs/performance.md).
+    class OutputAhead {
+      public:
+        OutputAhead(const NormalizeArgs& args, int64_t last, int64_t step) {
+            const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T)), gap = step * args.y_stride - row_bytes;
+            distance_ = output_distance < row_bytes ? output_distance : row_bytes;
+            turn_ = args.n - distance_ / static_cast<int64_t>(sizeof(T));
+            behind_ = args.y_stride == row_bytes ? distance_ : last + step < args.rows ? distance_ + gap : 0;
+        }
+        void fetch(const T* row, int64_t i) const {
+            if constexpr (Row::width == line_of<T>)
+                prefetch_to_write(reinterpret_cast<const char*>(row + i) + (i < turn_ ? distance_ : behind_));
+        }
+
+      private:
+        int64_t distance_, turn_, behind_;
+    };
 
     // What is looked up for one vector, or for two.
     template <int vectors>
