@@ -36,8 +36,10 @@ struct Coefficients {
         for (int i = 0; i < count; ++i) {
             stages.kernels.expand(at[i], channels, stages.box.plane, to);
             // Rows that are joined go on with the first lanes.
-            for (int64_t lane = 0; lane < kernels::lane_padding; ++lane)
-                std::memcpy(to + (lanes + lane) * unit, to + lane * unit, static_cast<std::size_t>(unit));
+            for (int64_t lane = 0, some; lane < kernels::lane_padding; lane += some) {
+                some = kernels::lane_padding - lane < lanes ? kernels::lane_padding - lane : lanes;
+                std::memcpy(to + (lanes + lane) * unit, to, static_cast<std::size_t>(some * unit));
+            }
             at[i] = to;
             to += (lanes + kernels::lane_padding) * unit;
         }
