@@ -57,11 +57,19 @@ inline constexpr int64_t most_folded_lanes = 256;
 // So many lanes are not folded where moments are weighted: their weights would have to be copied.
 inline constexpr int64_t least_weighted_lanes = 16;
 
-// Planes of at most so many elements are lanes, if there are enough of them to each channel.
-inline constexpr int64_t most_plane_lanes = 256;
-// So many rows make it worth while to gather the sums of several lanes, and of many.
+// So many rows make it worth while to fold them.
 inline constexpr int64_t least_lane_rows = 8;
-inline constexpr int64_t long_plane = 100, least_long_lane_rows = 16;
+
+// Planes of at most so many elements are lanes, no larger ones.
+inline constexpr int64_t most_plane_lanes = 256;
+
+// Which planes become lanes. To gather the sums of lanes, and to write their coefficients out, is worth while of many
+// rows, and of fewer if a plane has no more bytes, as arithmetic has them, than so many for each row
+// (docs/performance.md).
+struct PlaneLimits {
+    int64_t elements = most_plane_lanes;
+    int64_t bytes_to_row = 32, many_rows = 16;
+};
 
 struct Box {
     Level level[levels];
@@ -162,8 +170,8 @@ struct Uses {
 };
 
 // kept[axis] says which axes keep their statistics. x has been validated and has at least one element; the other views
-// may be null, and have x's shape otherwise. Planes of at most so many elements become lanes.
+// may be null, and have x's shape otherwise.
 Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank],
-                 int64_t most_plane = most_plane_lanes) noexcept;
+                 const PlaneLimits& limits = {}) noexcept;
 
 }  // namespace batchnorm

@@ -29,7 +29,7 @@ std::size_t measure(const Problem& problem, const PreparedParts& prepared) noexc
 Box box_of(const Problem& problem, const Part& part) noexcept {
     const Box box = problem.box_of(part);
     if (box.plane == 1 || sums(problem.op, problem.options) > 0 || problem.mask) return box;
-    const Box to_write = problem.box_of(part, most_written_plane(box.dtype, box.elements() * item_size(box.dtype)));
+    const Box to_write = problem.box_of(part, written_planes(box.dtype, box.elements() * item_size(box.dtype)));
     return to_write.direct() ? to_write : box;  // short rows are packed one by one
 }
 

@@ -6,8 +6,8 @@
 
 namespace batchnorm {
 
-Box Problem::box_of(const Part& part, int64_t most_plane) const noexcept {
-    if (part.groups == 0) return canonicalize(views, valid.kept(), most_plane);
+Box Problem::box_of(const Part& part, const PlaneLimits& limits) const noexcept {
+    if (part.groups == 0) return canonicalize(views, valid.kept(), limits);
     View cut[roles];
     const View* present[roles] = {};
     for (int r = 0; r < roles; ++r) {
@@ -17,7 +17,7 @@ Box Problem::box_of(const Part& part, int64_t most_plane) const noexcept {
     }
     bool kept[max_rank] = {true};
     for (int d = 0; d + 1 < max_rank; ++d) kept[d + 1] = valid.kept()[d];
-    return canonicalize(present, kept, most_plane);
+    return canonicalize(present, kept, limits);
 }
 
 namespace functions {

@@ -1,5 +1,7 @@
 #include "plan.hpp"
 
+#include <limits>
+
 namespace batchnorm {
 namespace {
 
@@ -29,6 +31,8 @@ constexpr int64_t contiguous_bytes = 98304;
 constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
 // Shorter rows are too short to be read and written in turns; or to be written one by one, where they could be lanes.
 constexpr int64_t least_alternate_row_bytes = 256, least_written_row_bytes = 64;
+// And these, where nothing is added up, long enough not to be lanes.
+constexpr int64_t most_written_plane = 100;
 // Pattern::lane. A block of columns, in L2, where the third level is slow of no more rows than these, and of a large
 // tensor no more than those; and of it, rows of all operands and their coefficients, in 7/8 of L1.
 // (Lanes that share statistics gain nothing by a larger one; and one larger still would hold more than most_lanes.)
@@ -115,11 +119,14 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads, bool lar
 // Rows look up one value of each kind, where lanes look up as many as they have elements. But past the caches the
 // rows of lanes are joined, and those of rows have lines in common. Lanes are written in blocks of columns; what comes
 // from a slow third level comes faster in memory order, if rows are not all ends.
-int64_t most_written_plane(DType dtype, int64_t bytes, const Caches& own) noexcept {
+PlaneLimits written_planes(DType dtype, int64_t bytes, const Caches& own) noexcept {
     const int64_t unit = item_size(dtype);
-    if (bytes >= large_bytes[0]) return min(least_joined_row_bytes / unit - 1, most_plane_lanes);
-    return second_is_large(own) && bytes > own.second && !is_half(dtype) ? least_written_row_bytes / unit - 1
-                                                                         : long_plane;
+    PlaneLimits limits{most_written_plane, 16, std::numeric_limits<int64_t>::max()};
+    if (bytes >= large_bytes[0])
+        limits.elements = min(least_joined_row_bytes / unit - 1, most_plane_lanes);
+    else if (second_is_large(own) && bytes > own.second && !is_half(dtype))
+        limits.elements = least_written_row_bytes / unit - 1;
+    return limits;
 }
 
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more,

@@ -33,8 +33,8 @@ struct Plan {
 // where they share these without a gap, which are put together first.
 inline constexpr int64_t least_streamed_row_bytes = 1024, least_joined_row_bytes = 256;
 
-// The largest planes that are lanes where nothing is added up, for an output of so many bytes.
-int64_t most_written_plane(DType dtype, int64_t bytes, const Caches& own = own_caches()) noexcept;
+// Which planes are lanes where nothing is added up, for an output of so many bytes.
+PlaneLimits written_planes(DType dtype, int64_t bytes, const Caches& own = own_caches()) noexcept;
 
 // For a call that reads `tensors` operands, to reduce them or only to apply, on so many threads; and has some `more`
 // that go into what it writes, or are written too.

@@ -41,7 +41,7 @@ struct Problem {
         return Parts(x.rank > 0 ? x.shape[0] : 1, options.group_size);
     }
     // The box of a part; as canonicalize().
-    Box box_of(const Part& part, int64_t most_plane = most_plane_lanes) const noexcept;
+    Box box_of(const Part& part, const PlaneLimits& limits = {}) const noexcept;
 };
 
 // Sums that op adds up for each statistic; 0: it does not reduce.

@@ -331,13 +331,14 @@ void mask_sizes() {
         int64_t group_size;
         std::size_t bytes;
     };
-    for (const Size& size : {Size{{5, 3, 20}, {1}, Layout::contiguous, 0, 15 * 3},
-                             {{9, 5, 9}, {1}, Layout::contiguous, 0, 9 * 6},          // small planes in one row
-                             {{9, 5, 9}, {1}, Layout::contiguous, 4, 9 * 5 * 2},      // in groups of few samples
+    for (const Size& size : {Size{{2, 3, 20}, {1}, Layout::contiguous, 0, 6 * 3},
+                             {{5, 3, 20}, {1}, Layout::contiguous, 0, 5 * 8},  // small planes in one row
+                             {{9, 5, 9}, {1}, Layout::contiguous, 0, 9 * 6},
+                             {{9, 5, 9}, {1}, Layout::contiguous, 4, 8 * 6 + 5 * 2},  // in groups of few samples
                              {{9, 5, 9}, {1}, Layout::contiguous, 8, 8 * 6 + 5 * 2},  // and one of one sample
                              {{7, 6, 19}, {-1}, Layout::contiguous, 0, 42 * 3},
                              {{7, 19, 6}, {1}, Layout::channels_last, 0, 42 * 3},
-                             {{5, 3, 20}, {1}, Layout::padded, 0, 15 * 3},
+                             {{2, 3, 20}, {1}, Layout::padded, 0, 6 * 3},
                              {{5, 3, 4, 5}, {1}, Layout::padded, 0, 60},          // each row of 5 by itself
                              {{5, 3, 20}, {0, 1, 2}, Layout::contiguous, 0, 38},  // 300 statistics in a row
                              {{0, 3, 20}, {1}, Layout::contiguous, 0, 0}}) {

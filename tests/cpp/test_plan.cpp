@@ -64,12 +64,15 @@ void ways() {
              // Planes.
              {{9, 333, 2}, {1}, lane, 2, 1, passes, passes},
              {{255, 43, 7, 7}, {1}, lane, 49, 1, slabs, slabs},
-             {{8, 24, 10, 10}, {1}, lane, 100, 1, slabs, slabs},
+             {{12, 30, 9, 9}, {1}, lane, 81, 1, slabs, slabs},
+             {{3, 603, 4, 5}, {1}, lane, 20, 1, slabs, slabs},
+             {{1, 1201, 5}, {1}, lane, 5, 1, slabs, slabs},
              {{16, 20, 13, 13}, {1}, lane, 169, 1, slabs, slabs},
              {{257, 9, 255}, {1}, lane, 255, 1, slabs, slabs},
              {{17, 19, 16, 16}, {1}, lane, 256, 1, slabs, slabs},
-             {{7, 37, 7, 7}, {1}, row, 1, 1, slabs, slabs},
+             {{6, 137, 7, 7}, {1}, row, 1, 1, slabs, slabs},
              {{8, 20, 101}, {1}, row, 1, 1, alternate, alternate},
+             {{8, 24, 10, 10}, {1}, row, 1, 1, alternate, alternate},
              {{15, 20, 13, 13}, {1}, row, 1, 1, alternate, alternate},
              {{9, 19, 257}, {1}, row, 1, 1, alternate, alternate},
              // Columns.
@@ -272,17 +275,50 @@ void teams() {
     CHECK(threads(1 << 24, 1) == 16);
 }
 
-// The largest planes that are lanes in inference: fewer where the second-level cache is large, but not so large that x
-// stays in it.
+// Planes that become lanes: up to 256 elements of many rows, and of fewer those that make it worth while.
+void small_planes() {
+    struct Case {
+        int64_t rows, plane;
+        DType dtype;
+    };
+    const auto pattern = [](const Case& at) {
+        context = text({at.rows, 40, at.plane});
+        return box_of({at.rows, 40, at.plane}, {1}, at.dtype).pattern;
+    };
+    for (const Case& at : {Case{1, 8, DType::f32},
+                           {3, 24, DType::f32},
+                           {15, 120, DType::f32},
+                           {16, 256, DType::f32},
+                           {3, 12, DType::f64},
+                           {16, 256, DType::f64},
+                           {3, 24, DType::f16},
+                           {16, 256, DType::bf16}})
+        CHECK(pattern(at) == Pattern::lane);
+    for (const Case& at : {Case{1, 9, DType::f32},
+                           {3, 25, DType::f32},
+                           {15, 121, DType::f32},
+                           {16, 257, DType::f32},
+                           {3, 13, DType::f64},
+                           {3, 25, DType::f16}})
+        CHECK(pattern(at) == Pattern::row);
+}
+
+// Those in inference: half as many of few rows, and smaller ones where the second-level cache is large, but not so
+// large that x stays in it.
 void written_planes() {
-    using batchnorm::most_written_plane;
+    const auto most = [](DType dtype, int64_t bytes, const Caches& own) {
+        const batchnorm::PlaneLimits limits = batchnorm::written_planes(dtype, bytes, own);
+        CHECK(limits.bytes_to_row == 16 && limits.many_rows > int64_t{1} << 40);
+        return limits.elements;
+    };
+    context = "written planes";
     constexpr int64_t mb = 1 << 20;
-    CHECK(most_written_plane(DType::f32, 3 * mb, zen) == 100);
-    CHECK(most_written_plane(DType::f32, 3 * mb, xeon) == 15);
-    CHECK(most_written_plane(DType::f64, 3 * mb, xeon) == 7);
-    CHECK(most_written_plane(DType::f16, 3 * mb, xeon) == 100);
-    CHECK(most_written_plane(DType::f32, 2 * mb, xeon) == 100);
-    for (const Caches& own : {zen, xeon}) CHECK(most_written_plane(DType::f32, 24 * mb, own) == 63);
+    CHECK(most(DType::f32, 3 * mb, zen) == 100);
+    CHECK(most(DType::f32, 3 * mb, xeon) == 15);
+    CHECK(most(DType::f64, 3 * mb, xeon) == 7);
+    CHECK(most(DType::f16, 3 * mb, xeon) == 100);
+    CHECK(most(DType::f32, 2 * mb, xeon) == 100);
+    for (const Caches& own : {zen, xeon}) CHECK(most(DType::f32, 24 * mb, own) == 63);
 }
 
 void check_plan(const Box& box, const Plan& plan) {
@@ -332,6 +368,7 @@ int main() {
     few_channels();
     overwritten();
     columns_in_l1();
+    small_planes();
     written_planes();
     teams();
     blocks_fit();

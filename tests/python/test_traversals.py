@@ -27,7 +27,9 @@ FOLDED = {
 PLANES = {
     "planes of 2": ((9, 333, 2), 1, None),
     "planes of 7x7, blocks of 16 channels": ((255, 43, 7, 7), 1, None),
-    "planes of 10x10": ((8, 24, 10, 10), 1, None),
+    "planes of 9x9": ((12, 30, 9, 9), 1, None),
+    "3 samples of 4x5": ((3, 603, 4, 5), 1, None),
+    "one sample of 5": ((1, 1201, 5), 1, None),
     "planes of 13x13": ((16, 20, 13, 13), 1, None),
     "planes of 255": ((257, 9, 255), 1, None),
     "planes of 16x16": ((17, 19, 16, 16), 1, None),
@@ -37,7 +39,9 @@ PLANES = {
     "planes of two kept axes, swapped": ((11, 6, 9, 14), (1, 2), (0, 2, 1, 3)),
     "planes of samples": ((7, 37, 9, 11), 1, (2, 1, 3, 0)),
     # One less or more: rows.
-    "7 samples": ((7, 37, 7, 7), 1, None),
+    "8 samples of 10x10": ((8, 24, 10, 10), 1, None),
+    "6 samples of 7x7": ((6, 137, 7, 7), 1, None),  # five blocks of channels
+    "one sample of 9": ((1, 1201, 9), 1, None),
     "8 samples of 101": ((8, 20, 101), 1, None),
     "15 samples of 13x13": ((15, 20, 13, 13), 1, None),
     "planes of 257": ((9, 19, 257), 1, None),
@@ -415,7 +419,7 @@ def test_nan_and_inf_stay_in_their_channel(name):
 
     statistics = int(np.prod(reference.kept_shape(x, axis)))
     want = run(x, dy)
-    for bad, k, place in [(np.nan, 0, -1), (np.inf, statistics - 1, 0), (-np.inf, statistics // 2, 7)]:
+    for bad, k, place in [(np.nan, 0, -1), (np.inf, statistics - 1, 0), (-np.inf, statistics // 2, 3)]:
         wide, own = of_channel(x, axis, k)
         at = np.unravel_index(np.flatnonzero(wide)[place], x.shape)
         bad_x, bad_dy = x.copy("K"), dy.copy("K")
