@@ -37,7 +37,8 @@ struct NormalizeFrom {
                 span.data[role_residual],
                 span.stride[role_residual],
                 span.mask,
-                span.mask_stride};
+                span.mask_stride,
+                stages.ahead.output};
     }
     static void read_then(kernels::NormalizeArgs& args, const Span& rows) noexcept {
         args.residual_then = rows.data[role_residual];

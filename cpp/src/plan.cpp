@@ -29,6 +29,9 @@ constexpr int64_t contiguous_bytes = 98304;
 // Of each row, a task should read so much; and a thread so much, or its writing takes lines from its neighbour's
 // caches.
 constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
+// Outputs are fetched so far ahead, to be written; but not where a thread's share of a row is so short that much of
+// what is fetched is its neighbour's.
+constexpr int64_t output_ahead = 1024, least_fetched_share_bytes = 16384;
 // Shorter rows are too short to be read and written in turns; or to be written one by one, where they could be lanes.
 constexpr int64_t least_alternate_row_bytes = 256, least_written_row_bytes = 64;
 // And these, where nothing is added up, long enough not to be lanes.
@@ -145,9 +148,13 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     if (plan.traversal == Traversal::two_passes) plan.from_end = !plan.stream || second_is_large(own);
     if (plan.traversal == Traversal::alternate) plan.from_end = second_is_large(own) && 2 * block_size > own.second;
     if (second_is_large(own))
-        plan.ahead = {bytes * tensors >= least_read_ahead ? large_ahead : 0, large ? large_ahead : 0, 0};
+        plan.ahead = {bytes * tensors >= least_read_ahead ? large_ahead : 0, large ? large_ahead : 0};
     else
         plan.ahead.page = page_bytes;
+    // Hardware goes on fetching where a block of columns ends.
+    const bool shared_rows = box.pattern == Pattern::lane && plan.traversal == Traversal::slabs && threads > 1;
+    const bool narrow = box.lanes() * item_size(box.dtype) <= least_fetched_share_bytes * threads;
+    plan.ahead.output = shared_rows && narrow ? 0 : output_ahead;
     return plan;
 }
 

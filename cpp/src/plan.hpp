@@ -18,6 +18,7 @@ struct Ahead {
     int64_t reads = 0;   // rows that are reduced (Pattern::row)
     int64_t writes = 0;  // what outputs are made of, if nothing else is read
     int64_t page = 0;    // if something else is, a line of the output, so that its page is looked up
+    int64_t output = 0;  // outputs of normalize that go through the caches
 };
 
 struct Plan {

@@ -199,6 +199,19 @@ void from_the_end() {
     }
 }
 
+// Outputs are fetched, unless threads have short shares of each row.
+void outputs_ahead() {
+    const auto ahead = [](const Shape& shape, int threads) {
+        const Box box = box_of(shape, {1}, DType::f32);
+        context = text(shape);
+        return make_plan(box, Chunks(box), 1, true, threads, 0, zen).ahead.output;
+    };
+    CHECK(ahead({64, 8192}, 2) == 0 && ahead({32, 96, 7, 7}, 2) == 0);
+    CHECK(ahead({64, 8193}, 2) > 0 && ahead({64, 8192}, 1) > 0);
+    CHECK(ahead({64, 8193}, 3) == 0 && ahead({64, 8192}, 5) == 0);
+    CHECK(ahead({3001, 131}, 2) > 0 && ahead({32, 64, 28, 28}, 2) > 0);  // no columns
+}
+
 // Channels that threads share badly go in two passes, where there are chunks to share.
 void few_channels() {
     const auto plan = [](const Shape& shape, int threads) {
@@ -365,6 +378,7 @@ int main() {
     blocks_are_even();
     many_rows();
     from_the_end();
+    outputs_ahead();
     few_channels();
     overwritten();
     columns_in_l1();

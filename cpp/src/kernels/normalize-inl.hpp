@@ -81,19 +81,20 @@ class Normalizer {
     };
 
     // Fetches what is written, where a vector is a line: stores of some take longer. Past the end of a row, or of
-    // `step` rows that end with the last-th, lines of those that come next: others may be another thread's, which it
-    // would wait for (docs/performance.md).
+    // `step` rows that end with the last-th, those lines that come next: what lies in a gap between rows may be another
+    // thread's, which would wait for it (docs/performance.md).
     class OutputAhead {
       public:
         OutputAhead(const NormalizeArgs& args, int64_t last, int64_t step) {
             const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T)), gap = step * args.y_stride - row_bytes;
-            distance_ = output_distance < row_bytes ? output_distance : row_bytes;
+            distance_ = args.output_ahead < row_bytes ? args.output_ahead : row_bytes;
             turn_ = args.n - distance_ / static_cast<int64_t>(sizeof(T));
             behind_ = args.y_stride == row_bytes ? distance_ : last + step < args.rows ? distance_ + gap : 0;
         }
         void fetch(const T* row, int64_t i) const {
             if constexpr (Row::width == line_of<T>)
-                prefetch_to_write(reinterpret_cast<const char*>(row + i) + (i < turn_ ? distance_ : behind_));
+                if (distance_)
+                    prefetch_to_write(reinterpret_cast<const char*>(row + i) + (i < turn_ ? distance_ : behind_));
         }
 
       private:

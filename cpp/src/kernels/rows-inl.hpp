@@ -220,8 +220,8 @@ class RowsAhead {
     const char *at_, *end_;
 };
 
-// The writers fetch so many rows ahead, and so many bytes of what they write.
-constexpr int64_t row_distance = 4, output_distance = 1024;
+// The writers fetch so many rows ahead.
+constexpr int64_t row_distance = 4;
 
 // What is fetched ahead of a row: rows to come, and its output; neither where another row is read in turns.
 struct Fetches {

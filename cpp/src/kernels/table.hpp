@@ -139,8 +139,9 @@ struct NormalizeArgs {
     std::int64_t residual_stride = 0;
     std::uint8_t* mask = nullptr;
     std::int64_t mask_stride = 0;
-    std::int64_t ahead = 0;       // how many bytes ahead of its stores a row is fetched, unless rows to come are
-    std::int64_t page_ahead = 0;  // and a line of its output, where another row is read in turns
+    std::int64_t output_ahead = 0;  // how many bytes ahead y is fetched, unless it is streamed or written in turns
+    std::int64_t ahead = 0;         // how many bytes ahead of its stores a row is fetched, unless rows to come are
+    std::int64_t page_ahead = 0;    // and a line of its output, where another row is read in turns
     const void* residual_then = nullptr;  // as x_then in RowMomentsArgs
 };
 
