@@ -45,21 +45,24 @@ constexpr int64_t usual_first_cache = 32 << 10, most_first_cache = 64 << 10;
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
 
-// Whether threads that share so many tasks are idle for more than a fifth of the time.
-constexpr bool uneven(int64_t tasks, int threads) noexcept {
-    const int64_t places = ceil_div(tasks, threads) * threads;
-    return 5 * (places - tasks) > places;
+// Whether threads that share so many channels, `block` of them at a time, are idle for more than a fifth of the time.
+constexpr bool uneven(int64_t channels, int64_t block, int threads) noexcept {
+    const int64_t longest = min(ceil_div(ceil_div(channels, block), threads) * block, channels);
+    return 5 * (longest * threads - channels) > longest * threads;
 }
 
 constexpr bool second_is_large(const Caches& own) noexcept { return own.second > small_own_cache; }
 
-// About so many channels, which end where a cache line does; all of them if they are no more.
-int64_t whole_lines(int64_t channels, const Box& box) noexcept {
+// How many channels together have a multiple of so many lanes, a power of two.
+int64_t whole_channels(int64_t lanes, const Box& box) noexcept {
+    for (int64_t plane = box.plane; plane % 2 == 0 && lanes > 1; plane /= 2) lanes /= 2;
+    return lanes;
+}
+
+// About so many channels, in multiples of `step`; all of them if they are no more.
+constexpr int64_t in_steps(int64_t channels, int64_t step, const Box& box) noexcept {
     if (channels >= box.channels()) return box.channels();
-    // Half a line of 16-bit elements: whole ones of large planes would be more lanes than a block may have.
-    int64_t step = min(64 / item_size(box.dtype), most_lanes / most_plane_lanes);
-    for (int64_t plane = box.plane; plane % 2 == 0 && step > 1; plane /= 2) step /= 2;
-    return channels > step ? channels / step * step : step;
+    return min(box.channels(), channels > step ? channels / step * step : step);
 }
 
 // All channels, or as many as make a task.
@@ -83,7 +86,7 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, i
     const int64_t contiguous = ceil_div(contiguous_bytes, row_bytes);
 
     // Few channels may share out badly, where their chunks do not.
-    if (uneven(box.statistics(), threads) && !uneven(box.statistics() * chunks.count(), threads))
+    if (uneven(box.statistics(), 1, threads) && !uneven(box.statistics() * chunks.count(), 1, threads))
         return {Traversal::two_passes, 1};
 
     // Weighted elements are not reduced in turns.
@@ -97,12 +100,19 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, i
     return {Traversal::two_passes, task > block ? task : block};
 }
 
-Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads, bool large, const Caches& own) noexcept {
+Plan plan_lanes(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, bool large,
+                const Caches& own) noexcept {
     const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
     const int64_t unit = item_size(box.dtype), all = box.lanes();
-    const auto blocks_of = [&](int64_t lanes) {
+    // Blocks of about so many lanes, of each of so many parts. They end where a cache line does (of 16-bit elements
+    // half a line: whole ones of large planes would be more lanes than a block may have), unless threads then have
+    // uneven shares; of a mask, where a byte does.
+    const auto blocks_of = [&](int64_t lanes, int64_t parts) {
         if (box.fold() > 1) return box.channels();  // rows are folded as a whole
-        return min(box.channels(), whole_lines(ceil_div(lanes, box.plane), box));
+        const int64_t most = ceil_div(lanes, box.plane);
+        const int64_t block = in_steps(most, whole_channels(min(64 / unit, most_lanes / most_plane_lanes), box), box);
+        if (!uneven(parts * box.channels(), block, threads)) return block;
+        return in_steps(even_share(box.channels(), most, threads), box.mask ? whole_channels(8, box) : 1, box);
     };
     // Rows of all operands and what the kernels look up for them, at most three values for each operand.
     const int64_t in_l1 = first_cache * 7 / 8 / (unit * (tensors + 1) + item_size(arithmetic(box.dtype)) * 3 * tensors);
@@ -113,8 +123,10 @@ Plan plan_lanes(const Box& box, int tensors, bool reduces, int threads, bool lar
     const bool few_rows = !second_is_large(own) || box.outers() <= (large ? most_large_slab_rows : most_slab_rows);
     if (reduces && few_rows && fitting * unit >= least_row_bytes &&
         box.groups() * all * unit >= least_share_bytes * threads)
-        return {Traversal::slabs, blocks_of(even_share(all, fitting, threads))};
-    return {Traversal::two_passes, blocks_of(even_share(all, in_l1, 1))};
+        return {Traversal::slabs, blocks_of(even_share(all, fitting, threads), box.groups())};
+    // What is only written is cut into parts by outer indices.
+    return {Traversal::two_passes,
+            blocks_of(even_share(all, in_l1, 1), reduces ? box.groups() * chunks.count() : box.outers())};
 }
 
 }  // namespace
@@ -138,7 +150,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const bool large = bytes >= large_bytes[reduces ? tensors : 0];
     // The block that is read, the one that is written and its output share the cache with what comes next.
     const int64_t block_bytes = second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes;
-    Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, tensors + more, reduces, threads, large, own)
+    Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, chunks, tensors + more, reduces, threads, large, own)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes)
                                              : plan_written_rows(box, threads);
     plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;

@@ -199,6 +199,21 @@ void from_the_end() {
     }
 }
 
+// Columns end where lines do, unless threads then have uneven shares; with a mask where bytes do.
+void even_columns() {
+    const auto block = [](const Shape& shape, int threads, bool masked) {
+        static std::uint8_t mask;
+        Box box = box_of(shape, {1}, DType::f32);
+        if (masked) box.mask = &mask;
+        context = text(shape);
+        return make_plan(box, Chunks(box), 2, true, threads, 0, zen).channel_block;
+    };
+    CHECK(block({32, 96, 7, 7}, 2, false) == 16);
+    CHECK(block({32, 36, 7, 7}, 2, false) == 9 && block({32, 36, 7, 7}, 2, true) == 8);
+    CHECK(block({16, 34, 9, 8}, 2, false) == 9 && block({16, 34, 9, 8}, 2, true) == 9);
+    CHECK(block({32, 36, 7, 7}, 1, false) == 16);
+}
+
 // Outputs are fetched, unless threads have short shares of each row.
 void outputs_ahead() {
     const auto ahead = [](const Shape& shape, int threads) {
@@ -348,6 +363,7 @@ void check_plan(const Box& box, const Plan& plan) {
 
 // Every number of lanes and every small plane, with every way to call.
 void blocks_fit() {
+    static std::uint8_t mask;
     for (const DType dtype : {DType::f32, DType::f64, DType::f16})
         for (const int64_t outers : {1, 7, 8, 15, 16, 255, 300, 2000, 200000})
             for (const int64_t plane : {1, 2, 3, 4, 49, 64, 127, 128, 169, 254, 255, 256, 257, 1024})
@@ -355,6 +371,8 @@ void blocks_fit() {
                     if (quick() && channels % 7 != 1) continue;
                     const Box box = box_of({outers, channels, plane}, {1}, dtype, true);
                     const Chunks chunks(box);
+                    Box masked = box;
+                    masked.mask = &mask;
                     context = text({outers, channels, plane});
                     CHECK(box.outers() * box.inners() * box.plane == outers * plane);
                     CHECK(box.channels() == channels);
@@ -366,6 +384,9 @@ void blocks_fit() {
                             for (const Caches& own : {zen, xeon, silent, large})
                                 for (const bool reduces : {true, false})
                                     check_plan(box, make_plan(box, chunks, tensors, reduces, threads, 0, own));
+                            const int64_t block =
+                                make_plan(masked, chunks, tensors, true, threads, 0, xeon).channel_block;
+                            CHECK(box.pattern == Pattern::row || block == channels || block * plane % 8 == 0);
                         }
                 }
 }
@@ -378,6 +399,7 @@ int main() {
     blocks_are_even();
     many_rows();
     from_the_end();
+    even_columns();
     outputs_ahead();
     few_channels();
     overwritten();

@@ -30,6 +30,7 @@ PLANES = {
     "planes of 9x9": ((12, 30, 9, 9), 1, None),
     "3 samples of 4x5": ((3, 603, 4, 5), 1, None),
     "one sample of 5": ((1, 1201, 5), 1, None),
+    "planes of 9x9, shared evenly": ((32, 34, 9, 9), 1, None),
     "planes of 13x13": ((16, 20, 13, 13), 1, None),
     "planes of 255": ((257, 9, 255), 1, None),
     "planes of 16x16": ((17, 19, 16, 16), 1, None),
