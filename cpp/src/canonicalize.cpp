@@ -103,14 +103,14 @@ void append(Box& box, const Dimension& dim, const Present& present, Dimension (&
 }
 
 // Small planes next to their channels become lanes. Returns the lanes of a channel.
-int64_t flatten_planes(Dimensions& dims, DType dtype, const PlaneLimits& limits) noexcept {
+int64_t flatten_planes(Dimensions& dims, const PlaneLimits& limits) noexcept {
     int64_t plane = 1, rows = 1;
     int first = dims.count;
     while (first > 0 && dims.at[first - 1].level == inner) plane *= dims.at[--first].size;
     for (int i = 0; i < first; ++i)
         if (dims.at[i].level == outer) rows *= dims.at[i].size;
     if (plane == 1 || plane > limits.elements) return 1;
-    if (rows < limits.many_rows && plane * item_size(arithmetic(dtype)) > limits.bytes_to_row * rows) return 1;
+    if (rows < limits.many_rows && plane > limits.elements_to_row * rows) return 1;
     if (first == 0 || dims.at[first - 1].level != channel) return 1;
     for (int i = first; i < dims.count; ++i) dims.at[i].level = channel;
     return plane;
@@ -155,7 +155,7 @@ Box canonicalize(const View* const (&views)[roles], const bool (&kept)[max_rank]
 
     Dimensions dims = in_memory_order(views, present, kept, kept_stride);
     assign_levels(dims);
-    box.plane = flatten_planes(dims, x.dtype, limits);
+    box.plane = flatten_planes(dims, limits);
     Dimension last_of[levels];
     for (int i = 0; i < dims.count; ++i) append(box, dims.at[i], present, last_of);
 

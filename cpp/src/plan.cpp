@@ -136,7 +136,7 @@ Plan plan_lanes(const Box& box, const Chunks& chunks, int tensors, bool reduces,
 // from a slow third level comes faster in memory order, if rows are not all ends.
 PlaneLimits written_planes(DType dtype, int64_t bytes, const Caches& own) noexcept {
     const int64_t unit = item_size(dtype);
-    PlaneLimits limits{most_written_plane, 16, std::numeric_limits<int64_t>::max()};
+    PlaneLimits limits{most_written_plane, dtype == DType::f64 ? 2 : 4, std::numeric_limits<int64_t>::max()};
     if (bytes >= large_bytes[0])
         limits.elements = min(least_joined_row_bytes / unit - 1, most_plane_lanes);
     else if (second_is_large(own) && bytes > own.second && !is_half(dtype))

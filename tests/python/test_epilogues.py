@@ -166,20 +166,22 @@ def activated(x, axis=1, **settings):
 
 def test_mask_of_planes():
     """NCHW: each plane's bits, the first in the lowest, from a whole byte on."""
-    mask, through = activated(small_input("NCHW", np.float32)[0])  # planes of 4 x 5
+    mask, through = activated(small_input("NCHW", np.float32)[0][:2])  # planes of 4 x 5
     assert mask.dtype == np.uint8
     want = []
-    for plane in through.reshape(15, 20):
+    for plane in through.reshape(6, 20):
         for first in (0, 8, 16):
             want.append(sum(int(bit) << i for i, bit in enumerate(plane[first : first + 8])))
     assert mask.tolist() == want
 
 
-def test_mask_of_small_planes():
-    """From 8 samples on, planes of at most 256 elements are in one row with their channels."""
-    mask, through = activated(np.random.default_rng(0).normal(0, 1, (8, 5, 3, 3)))
-    assert mask.size == 8 * 6
-    assert np.array_equal(mask, np.packbits(through.reshape(8, 45), axis=1, bitorder="little").ravel())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("samples", "plane"), [(1, 8), (2, 16), (15, 120), (16, 256)])
+def test_mask_of_small_planes(samples, plane, dtype):
+    """Planes of 8 elements for each sample, or up to 256 of 16 samples, make a row with their channels."""
+    for elements, rows in ((plane, samples), (plane + 1, 5 * samples)):
+        mask, through = activated(np.random.default_rng(0).normal(0, 1, (samples, 5, elements)).astype(dtype))
+        assert np.array_equal(mask, np.packbits(through.reshape(rows, -1), axis=1, bitorder="little").ravel())
 
 
 @pytest.mark.parametrize("channels", [2, 7, 8, 11, 16, 129])
@@ -192,12 +194,12 @@ def test_mask_of_channels_last(channels):
 
 @pytest.mark.parametrize("group_size", [None, 2, 3, 8, 9])
 def test_mask_of_groups(group_size):
-    """Groups of fewer than 8 samples have planes of their own, those of more rows of all channels."""
+    """Planes of 9 elements make rows with their channels in groups of 2 samples and more."""
     mask, through = activated(np.random.default_rng(0).normal(0, 1, (17, 5, 3, 3)), group_size=group_size)
     bits = []
     samples = np.split(through, range(group_size or 17, 17, group_size or 17))
     for group in samples:
-        shape = (len(group), 45) if len(group) >= 8 else (len(group) * 5, 9)
+        shape = (len(group), 45) if len(group) >= 2 else (len(group) * 5, 9)
         bits.append(np.packbits(group.reshape(shape), axis=1, bitorder="little").ravel())
     assert np.array_equal(mask, np.concatenate(bits))
 
