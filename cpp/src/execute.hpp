@@ -20,7 +20,10 @@ struct Prepared {
     Team team;
 
     Prepared(const Problem& problem, const Part& part) noexcept
-        : box(box_of(problem, part)), chunks(box), team(make_team(problem.options, box.elements(), box.statistics())) {}
+        : box(box_of(problem, part)),
+          chunks(box),
+          team(make_team(problem.options, box.elements(),
+                         elements_per_thread(box, sums(problem.op, problem.options) > 0))) {}
 
     Memory lay_out(Arena& arena, const Problem& problem) const noexcept {
         return Memory(arena, box, chunks, team.threads, sums(problem.op, problem.options));

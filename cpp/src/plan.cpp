@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "thread_count.hpp"
+
 namespace batchnorm {
 namespace {
 
@@ -142,6 +144,15 @@ PlaneLimits written_planes(DType dtype, int64_t bytes, const Caches& own) noexce
     else if (second_is_large(own) && bytes > own.second && !is_half(dtype))
         limits.elements = least_written_row_bytes / unit - 1;
     return limits;
+}
+
+// Where a channel has few elements next to each other, or in all, much is done for channels that threads do not share
+// as well.
+int64_t elements_per_thread(const Box& box, bool reduces) noexcept {
+    constexpr int64_t of_planes = 16384, fewer = 24576, many_values = 256;
+    const bool planes = box.pattern == Pattern::row || box.plane > 1;
+    if (planes) return reduces ? of_planes : fewer;
+    return box.values() >= many_values ? fewer : most_elements_per_thread;
 }
 
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more,

@@ -37,6 +37,9 @@ inline constexpr int64_t least_streamed_row_bytes = 1024, least_joined_row_bytes
 // Which planes are lanes where nothing is added up, for an output of so many bytes.
 PlaneLimits written_planes(DType dtype, int64_t bytes, const Caches& own = own_caches()) noexcept;
 
+// So many elements are worth another thread, in a call that reduces or only writes.
+int64_t elements_per_thread(const Box& box, bool reduces) noexcept;
+
 // For a call that reads `tensors` operands, to reduce them or only to apply, on so many threads; and has some `more`
 // that go into what it writes, or are written too.
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more = 0,

@@ -14,10 +14,6 @@
 namespace batchnorm {
 namespace {
 
-// Below so many elements for each, another thread costs more than it does; where statistics have many elements each, so
-// that there is little else to do, below fewer (docs/performance.md).
-constexpr std::int64_t elements_per_thread = 32768, fewer_per_thread = 24576, many_elements = 256;
-
 // The start of a small file, read without allocating; empty if there is none.
 struct FileText {
     char text[512];
@@ -104,21 +100,20 @@ Status core::set_num_threads(int threads) noexcept {
     return {};
 }
 
-Team make_team(const Options& options, std::int64_t elements, std::int64_t statistics) noexcept {
+Team make_team(const Options& options, std::int64_t elements, std::int64_t each) noexcept {
     Team team;
     team.executor = options.executor;
     if (options.threads > 0) {
         team.threads = options.threads;
         return team;
     }
-    const std::int64_t each = elements / many_elements >= statistics ? fewer_per_thread : elements_per_thread;
     if (elements < 2 * each) return team;
     team.threads = options.executor.run ? options.executor.threads : get_num_threads();
     return at_most(team, elements / each);
 }
 
 Team smaller_team(const Team& team, std::int64_t elements) noexcept {
-    return at_most(team, elements / elements_per_thread);
+    return at_most(team, elements / most_elements_per_thread);
 }
 
 }  // namespace batchnorm

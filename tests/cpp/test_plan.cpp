@@ -284,23 +284,25 @@ void columns_in_l1() {
     for (const Caches& own : {zen, silent}) CHECK(make_plan(box, chunks, 2, true, 2, 0, own).channel_block == 512);
 }
 
-// Another thread comes in for 32,768 elements, or for 24,576 where a statistic has 256 of them.
+// Another thread comes in for 32,768 elements, or for 24,576 where a statistic has 256 of them; of planes for 16,384
+// that are reduced.
 void teams() {
-    const auto threads = [](int64_t elements, int64_t statistics) {
+    const auto threads = [](const Shape& shape, bool reduces = true) {
+        context = text(shape);
+        const Box box = box_of(shape, {1}, DType::f32);
         batchnorm::Options options;
         options.executor.run = [](void*, int, void (*)(void*, int), void*) {};
         options.executor.threads = 16;
-        return batchnorm::make_team(options, elements, statistics).threads;
+        return batchnorm::make_team(options, box.elements(), batchnorm::elements_per_thread(box, reduces)).threads;
     };
-    context = "teams";
-    CHECK(threads(49151, 64) == 1);
-    CHECK(threads(49152, 192) == 2);
-    CHECK(threads(49152, 193) == 1);
-    CHECK(threads(65535, 1000) == 1);
-    CHECK(threads(65536, 1000) == 2);
-    CHECK(threads(98304, 1) == 4);
-    CHECK(threads(98304, 1000) == 3);
-    CHECK(threads(1 << 24, 1) == 16);
+    CHECK(threads({767, 64}) == 1 && threads({768, 64}) == 2);
+    CHECK(threads({255, 256}) == 1 && threads({255, 258}) == 2);
+    CHECK(threads({12288, 8}) == 4 && threads({96, 1024}) == 3);
+    CHECK(threads({1 << 20, 16}) == 16);
+    for (const Shape& shape : {Shape{2, 160, 10, 10}, {64, 40, 12}}) CHECK(threads(shape) == 1);
+    for (const Shape& shape : {Shape{2, 164, 10, 10}, {64, 43, 12}}) CHECK(threads(shape) == 2);
+    for (const Shape& shape : {Shape{2, 245, 10, 10}, {64, 63, 12}}) CHECK(threads(shape, false) == 1);
+    for (const Shape& shape : {Shape{2, 246, 10, 10}, {64, 64, 12}}) CHECK(threads(shape, false) == 2);
 }
 
 // Planes that become lanes: up to 256 elements of many rows, and of fewer those that make it worth while.
