@@ -67,7 +67,7 @@ inline constexpr int64_t most_plane_lanes = 256;
 // rows, and of fewer if a plane has no more than so many elements for each row (docs/performance.md).
 struct PlaneLimits {
     int64_t elements = most_plane_lanes;
-    int64_t elements_to_row = 8, many_rows = 16;
+    int64_t elements_to_row = 8, many_rows = 20;
 };
 
 struct Box {

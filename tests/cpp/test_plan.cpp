@@ -67,13 +67,13 @@ void ways() {
              {{12, 30, 9, 9}, {1}, lane, 81, 1, slabs, slabs},
              {{3, 603, 4, 5}, {1}, lane, 20, 1, slabs, slabs},
              {{1, 1201, 5}, {1}, lane, 5, 1, slabs, slabs},
-             {{16, 20, 13, 13}, {1}, lane, 169, 1, slabs, slabs},
+             {{20, 20, 13, 13}, {1}, lane, 169, 1, slabs, slabs},
              {{257, 9, 255}, {1}, lane, 255, 1, slabs, slabs},
-             {{17, 19, 16, 16}, {1}, lane, 256, 1, slabs, slabs},
+             {{21, 19, 16, 16}, {1}, lane, 256, 1, slabs, slabs},
              {{6, 137, 7, 7}, {1}, row, 1, 1, slabs, slabs},
              {{8, 20, 101}, {1}, row, 1, 1, alternate, alternate},
              {{8, 24, 10, 10}, {1}, row, 1, 1, alternate, alternate},
-             {{15, 20, 13, 13}, {1}, row, 1, 1, alternate, alternate},
+             {{19, 20, 13, 13}, {1}, row, 1, 1, alternate, alternate},
              {{9, 19, 257}, {1}, row, 1, 1, alternate, alternate},
              // Columns.
              {{500, 700}, {1}, lane, 1, 1, passes, passes},
@@ -317,17 +317,17 @@ void small_planes() {
     };
     for (const Case& at : {Case{1, 8, DType::f32},
                            {3, 24, DType::f32},
-                           {15, 120, DType::f32},
-                           {16, 256, DType::f32},
+                           {19, 152, DType::f32},
+                           {20, 256, DType::f32},
                            {3, 24, DType::f64},
-                           {16, 256, DType::f64},
+                           {20, 256, DType::f64},
                            {3, 24, DType::f16},
-                           {16, 256, DType::bf16}})
+                           {20, 256, DType::bf16}})
         CHECK(pattern(at) == Pattern::lane);
     for (const Case& at : {Case{1, 9, DType::f32},
                            {3, 25, DType::f32},
-                           {15, 121, DType::f32},
-                           {16, 257, DType::f32},
+                           {19, 153, DType::f32},
+                           {20, 257, DType::f32},
                            {3, 25, DType::f64},
                            {3, 25, DType::f16}})
         CHECK(pattern(at) == Pattern::row);

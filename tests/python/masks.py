@@ -46,7 +46,7 @@ def _bytes(through, strides, kept):
     outer = [a for a in axes if a not in kept and a not in inside]
     plane = int(np.prod([through.shape[a] for a in inside]))
     samples = int(np.prod([through.shape[a] for a in outer]))
-    small = plane <= 256 and (samples >= 16 or plane <= 8 * samples)
+    small = plane <= 256 and (samples >= 20 or plane <= 8 * samples)
     if channel and len(runs) > 1 and runs[1] is channel and small:
         channel, inside = [], channel + inside  # small planes and their channels make one row
     ones = [a for a in range(through.ndim) if a not in axes]

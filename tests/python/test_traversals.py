@@ -31,9 +31,9 @@ PLANES = {
     "3 samples of 4x5": ((3, 603, 4, 5), 1, None),
     "one sample of 5": ((1, 1201, 5), 1, None),
     "planes of 9x9, shared evenly": ((32, 34, 9, 9), 1, None),
-    "planes of 13x13": ((16, 20, 13, 13), 1, None),
+    "planes of 13x13": ((20, 20, 13, 13), 1, None),
     "planes of 255": ((257, 9, 255), 1, None),
-    "planes of 16x16": ((17, 19, 16, 16), 1, None),
+    "planes of 16x16": ((21, 19, 16, 16), 1, None),
     "planes in slabs": ((250, 86, 5, 5), 1, None),
     "planes of two kept axes": ((11, 6, 9, 14), (1, 2), None),
     "planes in groups": ((4, 10, 29, 20), (0, 2), None),
@@ -44,7 +44,7 @@ PLANES = {
     "6 samples of 7x7": ((6, 137, 7, 7), 1, None),  # five blocks of channels
     "one sample of 9": ((1, 1201, 9), 1, None),
     "8 samples of 101": ((8, 20, 101), 1, None),
-    "15 samples of 13x13": ((15, 20, 13, 13), 1, None),
+    "19 samples of 13x13": ((19, 20, 13, 13), 1, None),
     "planes of 257": ((9, 19, 257), 1, None),
 }
 COLUMNS = {

@@ -169,7 +169,7 @@ struct Axes {
 //
 // mask has a bit for each element, set where the activation let it through: mask_bytes() of them, in x's memory order,
 // each contiguous run of elements padded to whole bytes: the channels of a pixel, a plane, or, if these have at most
-// 256 elements and no more than 8 for each of up to 15 samples, the planes of a sample. Where gaps part the rows of a
+// 256 elements and no more than 8 for each of up to 19 samples, the planes of a sample. Where gaps part the rows of a
 // plane, as in a crop, the kept axes are next to the rows: n, h, c, w for a crop of n, c, h, w. It fits tensors of x's
 // shape and strides.
 struct MutStats {
