@@ -80,25 +80,28 @@ class Normalizer {
         }
     };
 
-    // Fetches what is written, where a vector is a line: stores of some take longer. Past the end of a row, or of
-    // `step` rows that end with the last-th, those lines that come next: what lies in a gap between rows may be another
-    // thread's, which would wait for it (docs/performance.md).
+    // Fetches what is written, where a vector is a line: stores of some take longer. Past the end of a row of lanes, or
+    // of `step` rows that end with the last-th, those lines that come next: what lies in a gap between rows may be
+    // another thread's, which would wait for it (docs/performance.md).
     class OutputAhead {
       public:
-        OutputAhead(const NormalizeArgs& args, int64_t last, int64_t step) {
-            const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T)), gap = step * args.y_stride - row_bytes;
-            distance_ = args.output_ahead < row_bytes ? args.output_ahead : row_bytes;
-            turn_ = args.n - distance_ / static_cast<int64_t>(sizeof(T));
-            behind_ = args.y_stride == row_bytes ? distance_ : last + step < args.rows ? distance_ + gap : 0;
+        OutputAhead(const NormalizeArgs& args, int64_t last, int64_t step) : distance_(args.output_ahead) {
+            if constexpr (pattern == Pattern::lane) {
+                const int64_t unit = static_cast<int64_t>(sizeof(T)), row_bytes = args.n * unit;
+                if (row_bytes < distance_) distance_ = row_bytes;
+                turn_ = args.n - distance_ / unit;
+                const int64_t gap = step * args.y_stride - row_bytes;
+                behind_ = args.y_stride == row_bytes ? distance_ : last + step < args.rows ? distance_ + gap : 0;
+            }
         }
         void fetch(const T* row, int64_t i) const {
-            if constexpr (Row::width == line_of<T>)
-                if (distance_)
-                    prefetch_to_write(reinterpret_cast<const char*>(row + i) + (i < turn_ ? distance_ : behind_));
+            if (Row::width < line_of<T> || !distance_) return;
+            const bool within = pattern == Pattern::row || i < turn_;
+            prefetch_to_write(reinterpret_cast<const char*>(row + i) + (within ? distance_ : behind_));
         }
 
       private:
-        int64_t distance_, turn_, behind_;
+        int64_t distance_, turn_ = 0, behind_ = 0;
     };
 
     // What is looked up for one vector, or for two.
