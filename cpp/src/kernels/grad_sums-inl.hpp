@@ -40,7 +40,8 @@ class RowGradSums {
           sums_(Accumulators{args.sum_dy, args.sum_dy_xmu}.of_row(args, row)) {}
 
     // As RowMoments'.
-    [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
+    template <class Beside = Nothing>
+    [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end, const Beside& beside = {}) {
         const GradientRow<T> at = {row_at<T>(args_.dy, args_.dy_stride, row), row_at<T>(args_.x, args_.x_stride, row),
                                    args_.y ? row_at<T>(args_.y, args_.y_stride, row) : nullptr,
                                    args_.mask ? args_.mask + args_.mask_stride * row : nullptr};
@@ -61,6 +62,7 @@ class RowGradSums {
             [&](auto bytes) __attribute__((always_inline)) {
                 dy_lines.template fetch<bytes>();
                 x_lines.template fetch<bytes>();
+                beside(bytes);
             });
     }
 

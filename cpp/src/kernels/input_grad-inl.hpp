@@ -57,6 +57,7 @@ class InputGradient {
     }
 
   private:
+    friend Steps<InputGradient>;
     using A = Arithmetic<T>;
     using Row = RowWriter<T, flavour>;
 

@@ -21,8 +21,10 @@ class RowMoments {
           pivot_(*row_at<Arithmetic<T>>(args.pivot, args.next_channel, row)),
           sums_(Accumulators{args.sum, args.sum_sq}.of_row(args, row)) {}
 
-    // As RowOfSums::add, of a row of its channel.
-    [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end) {
+    // As RowOfSums::add, of a row of its channel; beside(bytes) is called before each so many bytes, if they are whole
+    // vectors.
+    template <class Beside = Nothing>
+    [[gnu::always_inline]] void add(int64_t row, int64_t begin, int64_t end, const Beside& beside = {}) {
         const T* x = row_at<T>(args_.x, args_.x_stride, row);
         const RowsRead<T> rows = {args_.x, args_.x_stride, args_.rows, args_.n, args_.x_then};
         const int64_t ahead = fetches_ahead(args_.ahead) ? rows.distance(args_.ahead, row, begin) : 0;
@@ -36,7 +38,10 @@ class RowMoments {
                 else
                     sums.add_difference(apart.first(left...));
             },
-            [&](auto bytes) __attribute__((always_inline)) { lines.template fetch<bytes>(); });
+            [&](auto bytes) __attribute__((always_inline)) {
+                lines.template fetch<bytes>();
+                beside(bytes);
+            });
     }
 
     void store() const { sums_.store(); }

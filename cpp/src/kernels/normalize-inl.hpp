@@ -62,6 +62,7 @@ class Normalizer {
     }
 
   private:
+    friend Steps<Normalizer>;
     using A = Arithmetic<T>;
     using Row = RowWriter<T, flavour>;
 

@@ -429,6 +429,10 @@ struct PerChannel<T, Pattern::lane> {
     }
 };
 
+// alternate-inl.hpp
+template <class Writer>
+class Steps;
+
 // The kernels of a writer: Writer<T, pattern, flavour> writes a row of one element type,
 template <class Writer>
 void write_rows(const typename Writer::Args& args) noexcept {

@@ -212,6 +212,12 @@ static_assert(turn_of<double> % batchnorm::kernels::row_alignment == 0);
 static_assert(turn_of<float> % batchnorm::kernels::row_alignment == 0);
 static_assert(1024 / 2 % batchnorm::kernels::half_row_run == 0);
 
+// What is done beside adding up, every so many bytes: nothing.
+struct Nothing {
+    template <class Bytes>
+    void operator()(Bytes) const {}
+};
+
 // The kernel of a reader: Reader adds rows of a channel up.
 template <class T, class Reader>
 void reduce_rows(const typename Reader::Args& args) noexcept {
