@@ -641,7 +641,7 @@ def test_saved_made_by_hand():
         with pytest.raises(error, match=message):
             bn.Saved([0] * 3, [1] * 3, **wrong)
     for slope in (np.nan, np.inf):
-        saved = bn.Saved([0] * 3, [1] * 3, activation="leaky_relu", negative_slope=slope, mask=np.zeros(12, np.uint8))
+        saved = bn.Saved([0] * 3, [1] * 3, activation="leaky_relu", negative_slope=slope, mask=np.zeros(8, np.uint8))
         for name in takers("saved"):
             message = "activation is not taken" if name in PLAIN else "negative_slope must be (finite|positive)"
             refuses(name, ValueError, message, saved=saved)

@@ -172,8 +172,8 @@ def test_running_statistics(momentum, dtype):
         wide = x.astype(np.float64)
         mean = (1 - momentum) * mean + momentum * wide.mean((0, 2))
         var = (1 - momentum) * var + momentum * wide.var((0, 2), ddof=1)
-        # Stored after each step: a rounding each to dtype.
-        tolerance = 4 * np.finfo(dtype).eps
+        # Stored after each step: a rounding each to dtype. And the error that reference.py allows float64 statistics.
+        tolerance = 4 * np.finfo(dtype).eps + 2.0**-53 * 17 * (8 + np.sqrt(x.size / 3))
         assert np.all(np.abs(layer.running_mean - mean) <= tolerance * np.abs(mean).max())
         assert np.all(np.abs(layer.running_var - var) <= tolerance * var.max())
         assert layer.num_batches_tracked == step + 1
