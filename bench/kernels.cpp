@@ -159,7 +159,7 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
     InputGradArgs input_grad{data.dy.data(), stride,   data.x.data(), stride,         data.out.data(), stride,
                              rows,           count,    hi.data(),     inv_std.data(), dy_hi.data(),    a.data(),
                              b.data(),       c.data(), false,         count,          false,           false};
-    normalize.output_ahead = 1024;
+    normalize.output_ahead = 1024;  // as plan.cpp has it
     const auto run_normalize = [&] {
         kernels.plain.normalize[pattern](normalize);
         if (normalize.stream) kernels.finish_streams();

@@ -76,14 +76,8 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
             write(span, span.first, across);
         });
     } else if (box.direct() && box.channels_follow()) {
-        DirectRows rows(box, uses, g);
-        for (int64_t o = outers.begin; o < outers.end; ++o) {
-            rows.go_to(o, inners);
-            for (int64_t c = channels.begin, some; c < channels.end; c += some) {
-                some = rows.evenly({c, channels.end});
-                write(rows.span(c, some), c - channels.begin);
-            }
-        }
+        for_each_direct_span(box, region, uses,
+                             [&](const Span& span, int64_t c) { write(span, c - region.channels.begin); });
     } else {
         for (int64_t c = channels.begin; c < channels.end; ++c)
             for_each_span(box, {g, {c, c + 1}, outers, inners}, uses, tiles,

@@ -57,8 +57,8 @@ inline constexpr int64_t most_folded_lanes = 256;
 // So many lanes are not folded where moments are weighted: their weights would have to be copied.
 inline constexpr int64_t least_weighted_lanes = 16;
 
-// So many rows make it worth while to fold them.
-inline constexpr int64_t least_lane_rows = 8;
+// Of rows that are folded at least so many remain.
+inline constexpr int64_t least_folded_rows = 8;
 
 // Planes of at most so many elements are lanes, no larger ones.
 inline constexpr int64_t most_plane_lanes = 256;
@@ -105,7 +105,7 @@ struct Box {
     int64_t fold() const noexcept {
         if (pattern == Pattern::row || 2 * lanes() > most_folded_lanes) return 1;
         if (weights_moments() && lanes() >= least_weighted_lanes) return 1;
-        const int64_t rows = most_folded_lanes / lanes(), most = outers() / least_lane_rows;
+        const int64_t rows = most_folded_lanes / lanes(), most = outers() / least_folded_rows;
         return rows < most ? rows : most > 1 ? most : 1;
     }
 

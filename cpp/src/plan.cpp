@@ -64,7 +64,7 @@ int64_t whole_channels(int64_t lanes, const Box& box) noexcept {
 // About so many channels, in multiples of `step`; all of them if they are no more.
 constexpr int64_t in_steps(int64_t channels, int64_t step, const Box& box) noexcept {
     if (channels >= box.channels()) return box.channels();
-    return min(box.channels(), channels > step ? channels / step * step : step);
+    return min(box.channels(), max(channels / step * step, step));
 }
 
 // All channels, or as many as make a task.

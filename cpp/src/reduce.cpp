@@ -97,16 +97,10 @@ void reduce_channel(const Terms& terms, const Region& chunk, int64_t k, int64_t 
 template <class Terms>
 void reduce_block(const Terms& terms, const Region& chunk, int64_t k, const Tiles& tiles) noexcept {
     const Box& box = terms.stages.box;
-    const Range channels = chunk.channels;
-    BlockSums<Terms> sums(terms, channels);
-    DirectRows rows(box, Uses(box, Terms::access), chunk.group);
-    for (int64_t o = chunk.outers.begin; o < chunk.outers.end; ++o) {
-        rows.go_to(o, chunk.inners);
-        for (int64_t c = channels.begin, some; c < channels.end; c += some) {
-            some = rows.evenly({c, channels.end});
-            terms.add(terms.row_args(rows.span(c, some), sums[c - channels.begin]));
-        }
-    }
+    BlockSums<Terms> sums(terms, chunk.channels);
+    for_each_direct_span(box, chunk, Uses(box, Terms::access), [&](const Span& span, int64_t c) {
+        terms.add(terms.row_args(span, sums[c - chunk.channels.begin]));
+    });
     sums.finish(chunk.group, k, [&](int64_t c) { reduce_channel(terms, chunk, k, c, tiles); });
 }
 

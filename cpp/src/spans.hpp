@@ -8,7 +8,8 @@
 
 namespace batchnorm {
 
-// Part of a group: one channel (Pattern::row) or a range of lanes (Pattern::lane), over part of outer and inner.
+// Part of a group: channels (Pattern::row; for_each_span takes one) or lanes (Pattern::lane), over part of outer and
+// inner.
 struct Region {
     int64_t group;
     Range channels, outers, inners;
@@ -79,6 +80,21 @@ class DirectRows {
     int count_ = 0, used_[roles];
     char *base_[roles], *row_[roles];
 };
+
+// Calls body(span, channel) for spans of rows of channels that follow each other, the first of them `channel`, one
+// outer index of the region after the other, where the box is direct.
+template <class Body>
+void for_each_direct_span(const Box& box, const Region& region, const Uses& uses, const Body& body) noexcept {
+    const auto [g, channels, outers, inners] = region;
+    DirectRows rows(box, uses, g);
+    for (int64_t o = outers.begin; o < outers.end; ++o) {
+        rows.go_to(o, inners);
+        for (int64_t c = channels.begin, some; c < channels.end; c += some) {
+            some = rows.evenly({c, channels.end});
+            body(rows.span(c, some), c);
+        }
+    }
+}
 
 // A tile holds one operand's share of a kernel call; a worker has one for each operand that is not direct.
 inline constexpr int64_t tile_elements = 4096;

@@ -305,32 +305,14 @@ void teams() {
     for (const Shape& shape : {Shape{2, 246, 10, 10}, {64, 64, 12}}) CHECK(threads(shape, false) == 2);
 }
 
-// Planes that become lanes: up to 256 elements of many rows, and of fewer those that make it worth while.
+// The largest planes that become lanes: 256 elements of many rows, and of fewer those that make it worth while.
 void small_planes() {
-    struct Case {
-        int64_t rows, plane;
-        DType dtype;
-    };
-    const auto pattern = [](const Case& at) {
-        context = text({at.rows, 40, at.plane});
-        return box_of({at.rows, 40, at.plane}, {1}, at.dtype).pattern;
-    };
-    for (const Case& at : {Case{1, 8, DType::f32},
-                           {3, 24, DType::f32},
-                           {19, 152, DType::f32},
-                           {20, 256, DType::f32},
-                           {3, 24, DType::f64},
-                           {20, 256, DType::f64},
-                           {3, 24, DType::f16},
-                           {20, 256, DType::bf16}})
-        CHECK(pattern(at) == Pattern::lane);
-    for (const Case& at : {Case{1, 9, DType::f32},
-                           {3, 25, DType::f32},
-                           {19, 153, DType::f32},
-                           {20, 257, DType::f32},
-                           {3, 25, DType::f64},
-                           {3, 25, DType::f16}})
-        CHECK(pattern(at) == Pattern::row);
+    for (const DType dtype : {DType::f32, DType::f64, DType::f16, DType::bf16})
+        for (const auto& [rows, most] : {std::pair<int64_t, int64_t>{1, 8}, {3, 24}, {19, 152}, {20, 256}, {300, 256}})
+            for (const int64_t plane : {most, most + 1}) {
+                context = text({rows, 40, plane});
+                CHECK((box_of({rows, 40, plane}, {1}, dtype).pattern == Pattern::lane) == (plane == most));
+            }
 }
 
 // Those in inference: half as many of few rows, and smaller ones where the second-level cache is large, but not so

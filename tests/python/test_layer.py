@@ -169,11 +169,14 @@ def test_running_statistics(momentum, dtype):
     for step in range(4):
         x = batch(4 + step, seed=step, dtype=dtype)
         layer(x)
-        wide = x.astype(np.float64)
-        mean = (1 - momentum) * mean + momentum * wide.mean((0, 2))
-        var = (1 - momentum) * var + momentum * wide.var((0, 2), ddof=1)
-        # Stored after each step: a rounding each to dtype. And the error that reference.py allows float64 statistics.
-        tolerance = 4 * np.finfo(dtype).eps + 2.0**-53 * 17 * (8 + np.sqrt(x.size / 3))
+        wide, own = x.astype(np.float64), bn.moments(x)
+        bound = 2.0**-53 * 17 * (8 + np.sqrt(x.size / 3))  # as reference.py has it for a batch's own statistics
+        assert np.all(np.abs(own.mean - wide.mean((0, 2))) <= bound * np.abs(wide).max())
+        assert np.allclose(own.var(correction=1), wide.var((0, 2), ddof=1), rtol=bound, atol=0)
+        mean = (1 - momentum) * mean + momentum * own.mean
+        var = (1 - momentum) * var + momentum * own.var(correction=1)
+        # Stored after each step: a rounding each to dtype.
+        tolerance = 4 * np.finfo(dtype).eps
         assert np.all(np.abs(layer.running_mean - mean) <= tolerance * np.abs(mean).max())
         assert np.all(np.abs(layer.running_var - var) <= tolerance * var.max())
         assert layer.num_batches_tracked == step + 1
