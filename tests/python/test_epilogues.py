@@ -6,6 +6,7 @@ import itertools
 import pickle
 
 import masks
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
@@ -190,6 +191,25 @@ def test_mask_of_channels_last(channels):
     bits = np.unpackbits(mask.reshape(15, -1), axis=1, bitorder="little")
     assert np.array_equal(bits[:, :channels].reshape(through.shape), through)
     assert not bits[:, channels:].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+def test_mask_of_long_rows(dtype):
+    """Rows that start anywhere between two bytes of the mask, and between two lines of y, written by all ways."""
+    rng = np.random.default_rng(0)
+    lengths = [*range(530, 630), 729, 1023, 1025, 4099, 22201]
+    for elements in lengths:
+        x = rng.standard_normal((3, 4, elements), np.float32).astype(dtype)
+        residual = np.where(rng.random(x.shape) < 0.5, 100, -100).astype(dtype)
+        through = residual > 0
+        want = np.packbits(through.reshape(12, -1), axis=1, bitorder="little").ravel()
+        y, saved = bn.batch_norm(x, activation="relu", residual=residual, threads=2)
+        assert np.array_equal(y > 0, through)
+        assert np.array_equal(saved.mask, want), elements
+        split = bn.normalize(x, bn.moments(x), activation="relu", residual=residual, threads=1)[1]
+        assert np.array_equal(split.mask, want), elements
+        dresidual = bn.batch_norm_backward(np.ones_like(x), x, saved, need_dresidual=True).dresidual
+        assert np.array_equal(dresidual != 0, through), elements
 
 
 @pytest.mark.parametrize("group_size", [None, 2, 3, 8, 9])

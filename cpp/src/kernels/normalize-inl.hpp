@@ -134,7 +134,8 @@ class Normalizer {
         if constexpr (vectors == 2) {
             Vec<A> a, b;
             Row::template load_both<pattern>(place.x + i, a, b);
-            place.y.template write_both<pattern>(value_of(a, 0), value_of(b, 1), i);
+            const Vec<A> first = value_of(a, 0), second = value_of(b, 1);  // in order, as the mask is written
+            place.y.template write_both<pattern>(first, second, i);
         } else {
             place.y.write(value_of(load(place.x + i, left...), 0), i, left...);
         }
