@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .running import Exponential, scale_factor
+from .statistics import to_numpy
 
 Convention = Literal["torch", "keras", "flax", "onnx", "caffe", "matconvnet", "tensorflow"]
 Array = npt.NDArray[Any]
@@ -57,7 +58,7 @@ def rules(convention: str, argument: str = "convention") -> Rules:
 def convert_state(
     state: Mapping[str, Any], from_: Convention, to: Convention, count: Any = None, *, eps: float = 1e-4
 ) -> dict[str, Array]:
-    """The state of a batch norm layer of one library as that of another, which then infers the same.
+    """The state of a batch norm layer of one library as that of another.
 
     ===========  ==========  ======  ===========  ===============  =========
     convention   gamma       beta    mean         variance         variance
@@ -78,8 +79,10 @@ def convert_state(
     with them: it then tells whether the variance is biased; what a policy remembers is left out.
 
     Where one variance is biased and the other is not, count is needed: the number of values behind each statistic of a
-    batch, N * H * W for NCHW. There and back gives each value within 2 ulp (variances by way of MatConvNet: 2 ulp of
-    var + eps, times M / (M - 1)).
+    batch, N * H * W for NCHW. The statistics are then those that the other library would have, and inference differs by
+    the factor between the two variances; with ``count=math.inf`` variances stay as they are, and a layer of the same
+    eps (which no state has) infers the same. There and back gives each value within 2 ulp (variances by way of
+    MatConvNet: 2 ulp of var + eps, times M / (M - 1)).
     """
     source, target = rules(from_, "from_"), rules(to, "to")
     if not (np.isfinite(eps) and eps > 0):
@@ -141,14 +144,6 @@ def to_own(state: Mapping[str, Any], convention: str, eps: float, prefix: str = 
     return {**own, **statistics, **items}
 
 
-def to_numpy(value: Any) -> Array:
-    """An array of any kind as NumPy's, of its own type where NumPy has that."""
-    if hasattr(value, "detach"):  # a PyTorch tensor may need its graph and its device taken off
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    return np.asarray(value)
-
-
 def _flat(state: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key in state:
         if not key.startswith(prefix):
@@ -170,7 +165,9 @@ def _rebiased(var: Array, unbiased: bool, count: Any, from_: str, to: str) -> Ar
     m = np.asarray(count, np.longdouble)
     if not (m > 1).all():
         raise ValueError(f"count must be above 1, got {count}")
-    rebiased = _wide(var) * (m / (m - 1) if unbiased else (m - 1) / m)
+    with np.errstate(invalid="ignore"):
+        factor = np.where(np.isinf(m), 1, m / (m - 1) if unbiased else (m - 1) / m)
+    rebiased = _wide(var) * factor
     return rebiased if var.dtype == np.longdouble or to == "matconvnet" else _round(rebiased, var)
 
 

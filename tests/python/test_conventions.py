@@ -364,6 +364,20 @@ def test_count_of_each_statistic():
     np.testing.assert_allclose(got["moving_variance"], want, rtol=1e-15)
 
 
+@pytest.mark.parametrize("convention", RULES)
+def test_variances_as_they_are(convention):
+    """Which infer the same, with the same eps."""
+    source = bn.BatchNorm(5, dtype="float64")
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        source(rng.normal(3, 0.03, (8, 5)))
+    state = bn.convert_state(source.state_dict(), "torch", convention, count=np.inf, eps=source.eps)
+    layer = bn.BatchNorm(5, convention=convention, eps=source.eps, dtype="float64")
+    layer.load_state_dict(state)
+    x = rng.normal(3, 0.03, (8, 5))
+    np.testing.assert_allclose(layer.eval()(x), source.eval()(x), rtol=1e-13)
+
+
 # ------------------------------------------------------------------------------- states into and out of the packages
 
 
