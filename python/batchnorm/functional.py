@@ -15,7 +15,8 @@ gamma, beta, mean, var
 axis
     The axis, or tuple of axes, that keeps its own statistics; they run over all the others. ``()`` keeps none.
 eps
-    Added to the variance under the root; positive.
+    Added to the variance under the root; positive, and at least 1e-76 unless x is float64, beside which arithmetic is
+    float32.
 activation, negative_slope
     None, "relu" or "leaky_relu", which is v where v > 0 and negative_slope * v elsewhere. It comes last, after the
     residual. Backward takes what it let through from a mask of one bit for each element in `Saved`, and so needs
@@ -31,7 +32,8 @@ weights
 
     An element of weight 0 is left out of the statistics by selection, whatever it is (NaN in the padding does no harm);
     y is written there all the same, and dy there counts (NaN in x too, unless dy is 0). Where W is 0, mean and var are
-    0 and y is beta + x * gamma / sqrt(eps).
+    0 and y is beta + x * gamma / sqrt(eps). They are taken as float32, or float64 beside float64, and are kept for
+    backward as x is: do not change them before.
 group_size
     Cuts axis 0 into groups of so many samples, the last one may be shorter, each with statistics of its own: ghost
     batch norm (Hoffer, Hubara and Soudry, 2017, arXiv:1705.08741). Statistics then have the groups as a leading axis;
@@ -131,6 +133,9 @@ def batch_norm_backward(
 
     where dy is first taken through the activation, which is also the residual's gradient. dgamma and dbeta are computed
     always, also where gamma is None. ``out`` gets dx and may be dy itself, or is a pair that gets dx and dresidual.
+
+    x is the whole batch that the statistics are of: a ValueError where `saved` knows of another number of values. Parts
+    of a batch go through `grad_sums` and `input_grad`.
     """
     return Grads(*_core.batch_norm_backward(dy, x, saved, gamma, need_dresidual, out, threads, stream))
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._core import Saved
-from .conventions import Convention, rules, to_numpy, to_own
+from .conventions import Convention, rules, to_own
 from .functional import (
     Activation,
     Axis,
@@ -22,7 +22,7 @@ from .functional import (
     batch_norm_inference_backward,
 )
 from .running import Batch, Cumulative, Exponential, Memory, Running, effective_count, pooled
-from .statistics import Grads, refuse_gpu
+from .statistics import Grads, refuse_gpu, to_numpy
 
 
 class Exchange(Protocol):
@@ -39,7 +39,14 @@ class Context:
     """What one forward call of a layer leaves for its backward: a reference to x, and the statistics used."""
 
     def __init__(
-        self, x: Any, statistics: Any, y: Any, frozen: bool, residual: bool, exchange: Exchange | None = None
+        self,
+        x: Any,
+        statistics: Any,
+        y: Any,
+        frozen: bool,
+        residual: bool,
+        exchange: Exchange | None = None,
+        out: Any = None,
     ) -> None:
         self._x = x
         self._statistics = statistics  # Saved, or (mean, var) where the layer was frozen
@@ -47,6 +54,7 @@ class Context:
         self._frozen = frozen
         self._residual = residual
         self._exchange = exchange  # where x was a part of the batch
+        self._overwritten = out is not None and _address(out) == _address(x)
 
 
 class BatchNorm:
@@ -73,8 +81,9 @@ class BatchNorm:
     gamma (ones; None if not scale), beta (zeros; None if not center), running_mean (zeros), running_var (ones) and the
     gradients dgamma and dbeta are NumPy arrays of dtype that are written in place and never replaced.
 
-    ``y = layer(x)`` keeps a reference to x until ``dx = layer.backward(dy)`` uses it; in `eval` it keeps nothing, has
-    no backward, and may be called by several threads at once. For several calls before a backward,
+    ``y = layer(x)`` keeps a reference to x until ``dx = layer.backward(dy)`` uses it: x must not change before, nor
+    weights, nor, where a frozen layer activates, y. ``out=x`` is for calls without a backward. In `eval` it keeps
+    nothing, has no backward, and may be called by several threads at once. For several calls before a backward,
     ``y, ctx = layer.forward(x)`` and ``dx = layer.backward(dy, ctx)``. After the backward of a call with a residual,
     dresidual is its gradient.
     """
@@ -99,24 +108,26 @@ class BatchNorm:
         threads: int | None = None,
     ) -> None:
         self._shape = _shape_of(num_features)
+        axis = _axis_of(axis)
         axes = axis if isinstance(axis, tuple) else (axis,)
         if len(axes) != len(self._shape):
             raise ValueError(f"axis {axis} has {len(axes)} axes, expected one for each of num_features {num_features}")
         convention_rules = rules(convention)
         eps = convention_rules.eps if eps is None else eps
-        if not (math.isfinite(eps) and eps > 0):
+        if not (math.isfinite(_number("eps", eps)) and eps > 0):
             raise ValueError(f"eps must be positive and finite, got {eps}")
         if running is not None and momentum != "default":
             raise ValueError(f"momentum {momentum} and running {running} were given, expected one of them")
-        if group_size is not None and operator.index(group_size) < 1:
+        if group_size is not None and _integer("group_size", group_size) < 1:
             raise ValueError(f"group_size must be at least 1, got {group_size}")
         if activation not in (None, "relu", "leaky_relu"):
             raise ValueError(f"activation {activation!r} is unknown, expected None, 'relu' or 'leaky_relu'")
-        if not math.isfinite(negative_slope):
+        if not math.isfinite(_number("negative_slope", negative_slope)):
             raise ValueError(f"negative_slope must be finite, got {negative_slope}")
-        if np.dtype(dtype).kind != "f":
-            raise TypeError(f"dtype must be a float type, got {np.dtype(dtype)}")
-        if threads is not None and operator.index(threads) < 1:
+        dtype = np.dtype(dtype)
+        if dtype.name not in ("float32", "float64", "float16", "bfloat16") or not dtype.isnative:
+            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
+        if threads is not None and _integer("threads", threads) < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.num_features = num_features
         self.axis = axis
@@ -147,7 +158,11 @@ class BatchNorm:
 
     @property
     def running(self) -> Running:
-        """The policy of the running statistics; another one goes on from what they are now."""
+        """The policy of the running statistics.
+
+        An exponential average goes on from what they are now. `Cumulative` does with the weight of the batches so far;
+        `Window` and `Population` know of no batch before.
+        """
         return self._running
 
     @running.setter
@@ -207,10 +222,8 @@ class BatchNorm:
     # --------------------------------------------------------------------------------- forward and backward
 
     def __call__(self, x: Any, *, residual: Any = None, weights: Any = None, out: Any = None) -> Any:
-        """Return y, and remember what backward needs, unless in eval."""
-        y, context = self.forward(x, residual=residual, weights=weights, out=out)
-        if context is not None:
-            self._context = context
+        """Return y, and remember what backward needs: nothing in eval, which forgets the call before."""
+        y, self._context = self.forward(x, residual=residual, weights=weights, out=out)
         return y
 
     def forward(
@@ -237,7 +250,7 @@ class BatchNorm:
                 threads=self.threads,
             )
             self._track(x, saved)
-            return y, Context(x, saved, None, frozen=False, residual=residual is not None)
+            return y, Context(x, saved, None, frozen=False, residual=residual is not None, out=out)
         mean, var = self.running_mean, self.running_var
         if self._mode == "freeze":
             mean, var = mean.copy(), var.copy()  # as they are now, whatever is loaded before backward
@@ -258,19 +271,30 @@ class BatchNorm:
         if self._mode == "eval":
             return y, None
         kept_y = y if self.activation else None
-        return y, Context(x, (mean, var), kept_y, frozen=True, residual=residual is not None)
+        return y, Context(x, (mean, var), kept_y, frozen=True, residual=residual is not None, out=out)
 
-    def backward(self, dy: Any, ctx: Context | None = None, *, accumulate: bool = False, out: Any = None) -> Any:
+    def backward(
+        self, dy: Any, ctx: Context | Literal["last"] | None = "last", *, accumulate: bool = False, out: Any = None
+    ) -> Any:
         """Return dx, and write dgamma and dbeta into the layer's arrays (add to them if accumulate).
 
         dresidual becomes the gradient of that call's residual, or None. Uses up the context, ctx or that of the last
         call: a second backward is a RuntimeError.
         """
-        context = self._context if ctx is None else ctx
+        context = self._context if isinstance(ctx, str) and ctx == "last" else ctx
         if context is None:
-            raise RuntimeError("backward needs a call of the layer before it, in train or freeze mode")
+            raise RuntimeError(
+                "backward needs a call of the layer before it, in train or freeze mode (eval keeps nothing)"
+            )
+        if not isinstance(context, Context):
+            raise TypeError(f"ctx must be what forward returned, got {type(context).__name__}")
         if context._x is None:
             raise RuntimeError("backward was already called for this forward; call forward again")
+        if context._overwritten:
+            raise RuntimeError(
+                "backward needs x, which forward overwrote (out was x): give another out, or use "
+                "bn.batch_norm_inplace and bn.batch_norm_backward_from_output"
+            )
         x = context._x
         grads: Grads
         if context._frozen:
@@ -402,10 +426,14 @@ class BatchNorm:
                 )
         values = {key: to_numpy(mapping[given[key]]) for key in state if key in given}
         for key, value in values.items():
+            if value.dtype.kind not in "fiub" and value.dtype.name != "bfloat16":
+                raise TypeError(f"{prefix}{key} has dtype {value.dtype}, expected real numbers")
             if value.shape != state[key].shape:
                 raise ValueError(f"{prefix}{key} has shape {value.shape}, expected {state[key].shape}")
-            if (key == "running_var" or (key in self._memory and not key.endswith("mean"))) and (value < 0).any():
+            if not (key in ("weight", "bias") or key.endswith("mean")) and (value < 0).any():
                 raise ValueError(f"{prefix}{key} must not be negative")
+            if state[key].dtype.kind == "i" and (value != np.floor(value)).any():
+                raise ValueError(f"{prefix}{key} must be whole numbers, got {value}")
         for key, value in values.items():
             state[key][...] = value
         if not remembered and {"running_mean", "running_var"} & values.keys():
@@ -445,6 +473,31 @@ def _shape_of(num_features: int | tuple[int, ...]) -> tuple[int, ...]:
     if any(size < 0 for size in shape):
         raise ValueError(f"num_features must not be negative, got {num_features}")
     return shape
+
+
+def _axis_of(axis: Any) -> Axis:
+    if not isinstance(axis, tuple | list):
+        return _integer("axis", axis, "an int or a tuple of ints")
+    return tuple(_integer("axis", one, "an int or a tuple of ints") for one in axis)
+
+
+def _integer(argument: str, value: Any, expected: str = "an int") -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument} must be {expected}, got {value!r}") from None
+
+
+def _number(argument: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument} must be a number, got {value!r}") from None
+
+
+def _address(array: Any) -> int:
+    """Where the first element of an array that can be written to lies."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr())
 
 
 def _beside(x: Any, array: npt.NDArray[Any] | None) -> Any:

@@ -50,7 +50,10 @@ class Parts:
         counts, squares, mean, m2 = total
         count = _same(counts)
         if weights is None and count == 1:
-            raise ValueError("all parts of the batch together have one value per channel; a variance needs two")
+            raise ValueError(
+                f"x of shape {tuple(x.shape)}, with all other parts of the batch, has one value per channel, "
+                "expected at least 2: a variance does not exist"
+            )
         gamma, beta, correction = layer.gamma, layer.beta, None
         if isinstance(layer, Corrected) and counts.any():
             correction = r, d = layer._correction(mean, m2 / (counts + (counts == 0)), new)
@@ -77,7 +80,7 @@ class Parts:
         if new:
             effective = np.where(squares == counts, counts, counts**2 / (squares + (squares == 0)))
             layer._track(x, saved, effective)
-        context = PartContext(x, saved, None, frozen=False, residual=residual is not None, exchange=self)
+        context = PartContext(x, saved, None, frozen=False, residual=residual is not None, exchange=self, out=out)
         context.correction = correction
         return y, context
 

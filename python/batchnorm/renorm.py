@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ._core import Saved
 from .layers import BatchNorm
 from .parts import Corrected, Packed, Parts
+from .running import Exponential, Running
 
 Limit = float | Callable[[int], float]
 
@@ -60,10 +61,6 @@ class BatchRenorm(Corrected):
             if options.get(name, usual) != usual:
                 raise ValueError(f"{name} must be {usual!r}, got {options[name]!r}: {EXPONENTIAL}")
         super().__init__(num_features, **options)
-        if self.momentum is None:
-            raise ValueError(
-                "momentum must be a number, got None: the averages of batch renormalization are exponential"
-            )
         if not 0 <= renorm_momentum <= 1:
             raise ValueError(f"renorm_momentum must be from 0 to 1, got {renorm_momentum}")
         self.rmax, self.dmax, self.rmin = rmax, dmax, rmin
@@ -96,6 +93,23 @@ class BatchRenorm(Corrected):
             r = np.clip(np.sqrt(var + self.eps) / std, rmin, rmax)
             self._last_correction = r, np.clip((mean - self.renorm_mean) / std, -dmax, dmax)
         return self._last_correction
+
+    @property
+    def running(self) -> Running:
+        """The policy of the running statistics, which is exponential."""
+        return self._running
+
+    @running.setter
+    def running(self, policy: Running) -> None:
+        if not isinstance(policy, Exponential):
+            raise ValueError(f"momentum must be a number, got {policy!r}: {EXPONENTIAL}")
+        self._running = policy
+
+    def reset_running_statistics(self) -> None:
+        """Set the running statistics, and those of renormalization, to those of a new layer."""
+        super().reset_running_statistics()
+        self.renorm_mean[...] = 0
+        self.renorm_std[...] = 1
 
     def _track(self, x: Any, saved: Saved, effective: Any = None) -> None:
         assert self.momentum is not None

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .statistics import Moments
+from .statistics import Moments, to_numpy
 
 FloatArray = npt.NDArray[np.float64]
 Memory = dict[str, npt.NDArray[Any]]
@@ -96,7 +96,13 @@ class Exponential(Running):
     std_eps: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.momentum, str) or not 0 <= self.momentum <= 1:
+        try:
+            fits = 0 <= float(self.momentum) <= 1
+        except TypeError:
+            raise TypeError(f"momentum must be a number, got {self.momentum!r}") from None
+        except ValueError:
+            fits = False
+        if not fits or isinstance(self.momentum, str):
             raise ValueError(f"momentum must be from 0 to 1, got {self.momentum!r}")
         if self.sense not in ("torch", "keras"):
             raise ValueError(f"sense {self.sense!r} is unknown, expected 'torch' or 'keras'")
@@ -356,7 +362,7 @@ def scale_factor(keep: float, batches: int) -> float:
 
 def weight_sums(shape: tuple[int, ...], weights: Any, axis: int | tuple[int, ...]) -> tuple[Any, Any]:
     """sum(w) and sum(w^2) of each statistic of an x of this shape."""
-    weights = np.asarray(weights, np.float64)
+    weights = np.asarray(to_numpy(weights), np.float64)
     axes = axis if isinstance(axis, tuple) else (axis,)
     kept = {a % len(shape) for a in axes}
     reduced = tuple(a for a in range(len(shape)) if a not in kept)

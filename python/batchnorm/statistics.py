@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 
 class Grads(NamedTuple):
     """What backward returns.
@@ -31,6 +34,14 @@ def refuse_gpu(x: Any, what: str) -> None:
     """Raise RuntimeError for an array on a GPU, which `what` does not take."""
     if on_gpu(x):
         raise RuntimeError(f"x is on a GPU, and {what} the CPU alone: the functions take it")
+
+
+def to_numpy(value: Any) -> npt.NDArray[Any]:
+    """An array of any kind as NumPy's, of its own type where NumPy has that."""
+    if hasattr(value, "detach"):  # a PyTorch tensor may need its graph and its device taken off
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    return np.asarray(value)
 
 
 def _float64(array: Any) -> AbstractContextManager[Any]:

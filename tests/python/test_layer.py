@@ -65,7 +65,16 @@ def test_a_new_layer():
         ((3,), {"momentum": -0.1}, ValueError, "momentum must be from 0 to 1, got -0.1"),
         ((3,), {"momentum": 1.1}, ValueError, "momentum"),
         ((3,), {"momentum": float("nan")}, ValueError, "momentum"),
-        ((3,), {"dtype": "int32"}, TypeError, "dtype must be a float type, got int32"),
+        ((3,), {"dtype": "int32"}, TypeError, "dtype must be float32, float64, float16 or bfloat16, got int32"),
+        ((3,), {"dtype": "longdouble"}, TypeError, "dtype must be float32, float64, float16 or bfloat16, got "),
+        ((3,), {"dtype": ">f4"}, TypeError, "dtype must be float32, float64, float16 or bfloat16, got >f4"),
+        ((3,), {"axis": "1"}, TypeError, "axis must be an int or a tuple of ints, got '1'"),
+        ((3,), {"axis": [1.0]}, TypeError, "axis must be an int or a tuple of ints, got 1.0"),
+        ((3,), {"eps": "a"}, TypeError, "eps must be a number, got 'a'"),
+        ((3,), {"negative_slope": [1]}, TypeError, r"negative_slope must be a number, got \[1\]"),
+        ((3,), {"group_size": 1.0}, TypeError, "group_size must be an int, got 1.0"),
+        ((3,), {"threads": "a"}, TypeError, "threads must be an int, got 'a'"),
+        ((3,), {"momentum": [1]}, TypeError, r"momentum must be a number, got \[1\]"),
         ((3,), {"dtype": complex}, TypeError, "dtype"),
         ((3, 1), {}, TypeError, "positional"),
     ],
@@ -357,9 +366,39 @@ def test_mode_may_change_before_backward():
     assert_matches(layer.backward(dy), reference.backward(dy, x, 1, layer.gamma).dx)
     layer(x)
     layer.eval()
-    layer(batch(seed=2))  # keeps nothing, and leaves what is kept
     want = reference.inference_backward(dy, x, layer.running_mean, layer.running_var, 1, layer.gamma)
     assert_matches(layer.backward(dy), want.dx)
+
+
+def test_no_backward_of_a_call_in_eval():
+    """Nor that of the call before, whose gradient it might be taken for; a context is kept apart from that."""
+    layer = a_layer()
+    x, dy = batch(), batch(seed=1)
+    layer(x)
+    ctx = layer.forward(x)[1]
+    layer.eval()
+    layer(batch(seed=2))
+    with pytest.raises(RuntimeError, match=r"backward needs a call.*eval keeps nothing"):
+        layer.backward(dy)
+    y, nothing = layer.forward(x)
+    with pytest.raises(RuntimeError, match=r"backward needs a call.*eval keeps nothing"):
+        layer.backward(dy, nothing)
+    for wrong in (y, "ctx", ctx._statistics):
+        with pytest.raises(TypeError, match="ctx must be what forward returned, got "):
+            layer.backward(dy, wrong)
+    assert_matches(layer.backward(dy, ctx), reference.backward(dy, x, 1, layer.gamma).dx)
+
+
+@pytest.mark.parametrize("mode", ["train", "freeze"])
+def test_no_backward_where_x_was_overwritten(mode):
+    layer = getattr(a_layer(), mode)()
+    dy = batch(seed=1)
+    for seen_as in (lambda x: x, lambda x: x[...]):
+        x = batch()
+        want = layer(x.copy())
+        assert same_bits(layer(x, out=seen_as(x)), want)
+        with pytest.raises(RuntimeError, match=r"backward needs x, which forward overwrote \(out was x\)"):
+            layer.backward(dy)
 
 
 def test_a_wrong_dy_can_be_corrected():
@@ -473,6 +512,10 @@ def test_load_other_types():
         (lambda s: s.update(running_var=np.ones((3, 1))), r"running_var has shape \(3, 1\), expected \(3,\)"),
         (lambda s: s.update(running_mean=5.0), r"running_mean has shape \(\), expected \(3,\)"),
         (lambda s: s.update(running_var=np.array([1, -1, 1])), "running_var must not be negative"),
+        (lambda s: s.update(num_batches_tracked=-2), "num_batches_tracked must not be negative"),
+        (lambda s: s.update(num_batches_tracked=2.5), "num_batches_tracked must be whole numbers, got 2.5"),
+        (lambda s: s.update(bias=np.array(list("abc"))), "bias has dtype <U1, expected real numbers"),
+        (lambda s: s.update(running_mean=np.array([1j, 1, 1])), "running_mean has dtype complex128, expected real"),
     ],
 )
 def test_load_errors_write_nothing(change, message):
@@ -480,7 +523,7 @@ def test_load_errors_write_nothing(change, message):
     before = layer.state_dict()
     state = {key: value + 1 for key, value in before.items()}
     change(state)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         layer.load_state_dict(state)
     with pytest.raises(ValueError, match="weight"):  # nothing has that prefix
         layer.load_state_dict(state, prefix="bn.")
@@ -528,8 +571,8 @@ def test_copies_leave_the_batch_behind(copied):
     assert repr(again) == repr(layer)
     for name in ARRAYS:
         assert same_bits(getattr(again, name), getattr(layer, name))
-    assert same_bits(again.eval()(dy), layer.eval()(dy))
     layer.backward(dy)  # the original still has its batch
+    assert same_bits(again.eval()(dy), layer.eval()(dy))
     del x
     gc.collect()
     assert alive() is None

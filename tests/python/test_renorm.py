@@ -207,12 +207,34 @@ def test_a_wrong_schedule():
     assert all(same_bits(layer.state_dict()[key], before[key]) for key in before)
 
 
+def test_reset():
+    layer = a_layer()
+    x = batches(1)[0][0]
+    layer(x)
+    layer.reset_running_statistics()
+    fresh = a_layer()
+    fresh.load_state_dict({**layer.state_dict()})
+    assert not layer.renorm_mean.any()
+    assert np.all(layer.renorm_std == 1)
+    assert layer.num_batches_tracked == 0
+    assert same_bits(layer(x), fresh(x))
+
+
+def test_policies_that_are_set():
+    layer = a_layer()
+    layer.momentum = 0.5
+    assert layer.running == bn.Exponential(0.5)
+    for name, value in (("momentum", None), ("running", bn.Window(3)), ("running", 0.1)):
+        with pytest.raises(ValueError, match=r"momentum must be a number, got .*renormalization are exponential"):
+            setattr(layer, name, value)
+
+
 def test_arguments_that_it_does_not_take():
     for options, message in (
         ({"group_size": 2}, "group_size must be None, got 2"),
         ({"running": bn.Window(3)}, "running must be None, got Window"),
         ({"convention": "keras"}, "convention must be 'torch', got 'keras'"),
-        ({"momentum": None}, "momentum must be a number, got None"),
+        ({"momentum": None}, r"momentum must be a number, got Cumulative\(\)"),
     ):
         with pytest.raises(ValueError, match=message):
             bn.BatchRenorm(3, **options)
