@@ -53,13 +53,17 @@ Epilogue backward_epilogue(const Options& options) noexcept {
     return epilogue;
 }
 
-void check_saved(Validator& valid, const MutView& out, const MutStats& saved, const Options& options) noexcept {
+void check_saved(Validator& valid, const char* out_name, const MutView& out, const MutStats& saved,
+                 const Options& options) noexcept {
     valid.own_stat_output("mean", saved.mean);
     valid.own_stat_output("inv_std", saved.inv_std);
     valid.own_stat_output("var", saved.var);
     valid.own_stat_output("count", saved.count, !options.weights && options.group_size == 0);
-    valid.separate(
-        {{"out", out}, {"mean", saved.mean}, {"inv_std", saved.inv_std}, {"var", saved.var}, {"count", saved.count}});
+    valid.separate({{out_name, out},
+                    {"mean", saved.mean},
+                    {"inv_std", saved.inv_std},
+                    {"var", saved.var},
+                    {"count", saved.count}});
 }
 
 void write_saved(Problem& problem, const MutStats& saved) noexcept {
@@ -106,9 +110,10 @@ Status forward(const Backend& backend, Validator& valid, const View& x, const Ax
     valid.training();
     if (inplace) valid.invertible(options, gamma);
     const View residual = or_absent(options.residual), weights = or_absent(options.weights);
-    valid.output("out", out,
+    const char* const out_name = inplace ? "x" : "out";
+    valid.output(out_name, out,
                  {{"x", x}, {"gamma", gamma}, {"beta", beta}, {"residual", residual}, {"weights", weights}});
-    check_saved(valid, out, saved, options);
+    check_saved(valid, out_name, out, saved, options);
     if (!valid.ok()) return valid.status();
     if (valid.empty()) {
         // As of a constant channel, with no element behind it.
@@ -186,8 +191,8 @@ Status normalize(const Backend& backend, const View& x, const Axes& axes, const 
                   {"gamma", gamma},
                   {"beta", beta},
                   {"residual", residual}});
-    check_saved(valid, out, saved, options);
-    if (!valid.empty()) valid.param_sign("count", moments.count, moments.count.rank == 0);
+    check_saved(valid, "out", out, saved, options);
+    if (!valid.empty()) valid.param_sign("count", moments.count, moments.count.rank == 0 && !options.weights);
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
     if (valid.empty() && options.group_size > 0) return {};
 
@@ -247,6 +252,7 @@ Status batch_norm_backward(const Backend& backend, const View& dy, const View& x
     valid.options(options);
     valid.more_options(options, Validator::activation | Validator::dresidual | Validator::weights | Validator::groups);
     check_statistics(valid, saved, options, true);
+    if (!options.weights) valid.values_behind("saved.count", saved.count);
     valid.param("gamma", gamma, false);
     valid.training();
     check_grads(valid, dx, dgamma, dbeta, options,
@@ -280,6 +286,7 @@ Status batch_norm_backward_from_output(const Backend& backend, const View& dy, c
     valid.more_options(options, Validator::activation | Validator::weights | Validator::groups);
     valid.stat("saved.inv_std", saved.inv_std, true);
     valid.stat("saved.count", saved.count, options.weights != nullptr);
+    if (!options.weights) valid.values_behind("saved.count", saved.count);
     valid.param("gamma", gamma, false);
     valid.param("beta", beta, false);
     valid.invertible(options, gamma);
@@ -350,7 +357,7 @@ Status input_grad(const Backend& backend, const View& dy, const View& x, const A
     valid.param("gamma", gamma, false);
     check_grads(valid, dx, dgamma, dbeta, options,
                 {{"dy", dy}, {"x", x}, {"gamma", gamma}, {"weights", or_absent(options.weights)}});
-    if (!valid.empty()) valid.param_sign("sums.count", sums.count, sums.count.rank == 0);
+    if (!valid.empty()) valid.param_sign("sums.count", sums.count, sums.count.rank == 0 && !options.weights);
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
     if (valid.empty() && options.group_size > 0) return fill_all(backend, {&dgamma, &dbeta}, 0);
 

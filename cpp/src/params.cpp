@@ -200,6 +200,12 @@ void fill(const MutParam& param, double value) noexcept {
     for_each_element(param, [&](int64_t offset) { store(data + offset, param.dtype, value); });
 }
 
+double only_value(const Param& param) noexcept {
+    double only = 0;
+    for_each_value(param, [&](double value) { only = value; });
+    return only;
+}
+
 double least_value(const Param& param, bool positive) noexcept {
     const bool some = positive ? any_value(param, [](auto value) { return value <= 0; })
                                : any_value(param, [](auto value) { return value < 0; });

@@ -99,6 +99,12 @@ void Validator::training() noexcept {
 void Validator::eps(double eps) noexcept {
     if (ok() && !(eps > 0 && std::isfinite(eps)))
         status_ = failure(Code::invalid_value, "%s: eps must be positive and finite, got %g", function_, eps);
+    // The scale of a constant channel would be infinite in float32, and its elements NaN.
+    constexpr double least = 1e-76;
+    if (ok() && x_->dtype != DType::f64 && eps < least)
+        status_ = failure(Code::invalid_value,
+                          "%s: eps %g is too small for arithmetic in float32, expected at least %g (or float64 data)",
+                          function_, eps, least);
 }
 
 void Validator::options(const Options& options) noexcept {
@@ -151,7 +157,7 @@ void Validator::cut(std::int64_t group_size) noexcept {
                           x_name_, x_->rank, max_rank - 1);
     if (!ok()) return;
     group_size_ = group_size;
-    const std::int64_t count = (x_->shape[0] + group_size - 1) / group_size;
+    const std::int64_t samples = x_->shape[0], count = samples / group_size + (samples % group_size != 0);
     for (int d = stat_rank_; d > 0; --d) stat_shape_[d] = stat_shape_[d - 1];
     stat_shape_[0] = count;
     ++stat_rank_;
@@ -270,6 +276,17 @@ void Validator::param_sign(const char* name, const Param& param, bool positive) 
     if (positive ? least <= 0 : least < 0)
         status_ = failure(Code::invalid_value, "%s: %s must %s, got %g", function_, name,
                           positive ? "be positive" : "not be negative", least);
+}
+
+void Validator::values_behind(const char* name, const Param& count) noexcept {
+    if (!ok() || absent(count) || !sees_values_ || count.rank != 0 || group_size_ > 0 || empty()) return;
+    const double given = only_value(count);
+    if (given != static_cast<double>(values_))
+        status_ = failure(Code::invalid_value,
+                          "%s: %s is %g, but %s of shape %s has %lld values for each statistic: through a part of a "
+                          "batch, grad_sums and input_grad go back",
+                          function_, name, given, x_name_, ShapeText(x_->shape, x_->rank).text,
+                          static_cast<long long>(values_));
 }
 
 void Validator::stat_output(const char* name, const MutParam& param, bool may_be_scalar) noexcept {

@@ -139,6 +139,7 @@ Array Array::output(const char* argument, nb::handle out, const Array& like, con
     Array array;
     if (!out.is_none()) {
         array.import(argument, out, place, true);
+        if (array.kind_ == Kind::torch) tell_written(out);
         return array;
     }
     if (place.on_gpu()) {
@@ -228,10 +229,11 @@ Array Array::weights(nb::handle object, const Array& x, const Place& place) {
         raise(PyExc_TypeError, "weights is a masked array, expected a plain one");
     if (own != Kind::none && own != Kind::numpy) {
         const Ways& of = ways(own);
+        const int device = of.device("weights", object);
         if (own == Kind::torch && nb::cast<bool>(object.attr("is_complex")()))
             raise(PyExc_TypeError, "weights is complex, expected real numbers or bools");
         if (own != Kind::torch && !is_numpy_real(object.attr("dtype"))) refuse_weights(object.attr("dtype"));
-        check_place("weights", own, of.device(object), place);
+        check_place("weights", own, device, place);
         array.import("weights", of.cast(object, of.dtype(is_double ? "float64" : "float32")), place, false);
         return array;
     }
@@ -242,7 +244,11 @@ Array Array::weights(nb::handle object, const Array& x, const Place& place) {
         raise(PyExc_TypeError, "weights is %s, expected an array of numbers or bools", type_text(object).c_str());
     }
     if (!is_numpy_real(converted.attr("dtype"))) refuse_weights(converted.attr("dtype"));
-    converted = np.asarray(converted, is_double ? np.float64_dtype : np.float32_dtype);
+    const nb::object given = converted;
+    converted = np.asarray(given, is_double ? np.float64_dtype : np.float32_dtype);
+    if (!converted.is(given) && !np.count_nonzero(given).equal(np.count_nonzero(converted)))
+        raise(PyExc_ValueError, "weights has numbers so small that they are 0 in %s, expected larger ones",
+              is_double ? "float64" : "float32, which x's arithmetic is in");
     if (place.on_gpu())
         array.import("weights", ways(place.kind).from_numpy(converted.attr("copy")(), place.device), place, false);
     else
@@ -302,7 +308,8 @@ Array Array::param_grad(const Array& param, const Array& x, const std::vector<st
     }
     nb::list sizes;
     for (const std::int64_t size : shape) sizes.append(size);
-    const nb::object made = x.kind_ == Kind::torch ? Torch::get()->module.attr("empty")(sizes, nb::arg("dtype") = dtype)
+    const nb::object made = x.kind_ == Kind::torch ? Torch::get()->module.attr("empty")(sizes, nb::arg("dtype") = dtype,
+                                                                                        nb::arg("device") = "cpu")
                                                    : NumPy::get().empty(sizes, dtype);
     array.import("array", made, place, true);
     array.kind_ = place.kind;
@@ -350,7 +357,10 @@ batchnorm::Axes parse_axes(nb::handle axis) {
         if (!PyIndex_Check(object.ptr()) || PyBool_Check(object.ptr()))
             raise(PyExc_TypeError, "axis must be an int or a tuple of ints, got %s", type_text(object).c_str());
         const Py_ssize_t value = PyNumber_AsSsize_t(object.ptr(), nullptr);  // clips
-        if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+        if (value == -1 && PyErr_Occurred()) {                               // an array of several, say
+            PyErr_Clear();
+            raise(PyExc_TypeError, "axis must be an int or a tuple of ints, got %s", type_text(object).c_str());
+        }
         constexpr Py_ssize_t limit = 1 << 30;  // far out of any range
         return static_cast<int>(value > limit ? limit : value < -limit ? -limit : value);
     };
@@ -385,7 +395,9 @@ std::vector<std::int64_t> memory_layout(const batchnorm::View& x) {
 double parse_number(const char* argument, nb::handle object) {
     const double value = PyFloat_AsDouble(object.ptr());
     if (value == -1 && PyErr_Occurred()) {
+        const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError);
         PyErr_Clear();
+        if (too_large) raise(PyExc_ValueError, "%s is larger than any float64", argument);
         raise(PyExc_TypeError, "%s must be a number, got %s", argument, type_text(object).c_str());
     }
     return value;

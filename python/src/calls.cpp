@@ -1,11 +1,14 @@
 #include "calls.hpp"
 
+#include "kinds/torch.hpp"
+
 namespace cuda = batchnorm::cuda;
 
 Call::Call(const char* argument, nb::handle x, nb::handle stream, const char* on_cpu_alone)
     : requested_(parse_stream(stream)),
       first_(Array::tensor(argument, x, {Kind::none, on_cpu, requested_.value_or(nullptr), nullptr})) {
     place_ = {first_.kind(), first_.device(), nullptr, nullptr};
+    if (place_.kind == Kind::torch) refuse_trace(argument);
     if (!place_.on_gpu()) {
         if (requested_)
             raise(PyExc_ValueError, "stream is given, but %s is on the CPU, where there are none", argument);

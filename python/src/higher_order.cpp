@@ -9,14 +9,15 @@ namespace core = batchnorm::core;
 using batchnorm::Axes;
 using batchnorm::Options;
 
-// Forward's settings, of which the library refuses those that it does not take here: of weights it suffices that there
-// are some.
-Options options_of(nb::handle threads, const Saved& saved, const Array& x) {
+// Forward's settings. The library knows no others here, and would say so of an option, which the user did not give.
+Options options_of(const char* function, nb::handle threads, const Saved& saved) {
+    const bool activates = saved.activation != batchnorm::Activation::none;
+    if (activates || !saved.weights.is_none())
+        raise(PyExc_ValueError, "%s: saved has %s, expected that of a forward without", function,
+              activates ? "an activation" : "weights");
     Options options;
     options.threads = parse_threads(threads);
-    options.activation = saved.activation;
     options.group_size = saved.group_size;
-    if (!saved.weights.is_none()) options.weights = &x.view();
     return options;
 }
 
@@ -28,7 +29,7 @@ nb::object batch_norm_jvp(nb::object tx_, nb::object x_, nb::object saved_, nb::
     const Array& x = call.first();
     const Place& place = call.place();
     const Array tx = Array::tensor("tx", tx_, place);
-    const Options options = options_of(threads, saved, x);
+    const Options options = options_of("batch_norm_jvp", threads, saved);
     const Array gamma = Array::param("gamma", gamma_, place);
     const Array tgamma = Array::param("tgamma", tgamma_, place), tbeta = Array::param("tbeta", tbeta_, place);
     const Array out = Array::output("out", out_, x, place);
@@ -50,7 +51,7 @@ nb::tuple batch_norm_double_backward(nb::object ddx_, nb::object dy_, nb::object
     const Place& place = call.place();
     const Array dy = Array::tensor("dy", dy_, place);
     const Array ddx = Array::tensor("ddx", ddx_, place);
-    const Options options = options_of(threads, saved, x);
+    const Options options = options_of("batch_norm_double_backward", threads, saved);
     const Array gamma = Array::param("gamma", gamma_, place);
     const Array ddgamma = Array::param("ddgamma", ddgamma_, place);
     const Array ddbeta = Array::param("ddbeta", ddbeta_, place);

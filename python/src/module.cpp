@@ -63,7 +63,12 @@ class Extras {
     }
     // out is dx, or dx and dresidual, if the latter is needed.
     Array output(nb::handle out, nb::handle need_dresidual) {
-        const bool needed = PyObject_IsTrue(need_dresidual.ptr()) == 1, pair = nb::isinstance<nb::tuple>(out);
+        const int truth = PyObject_IsTrue(need_dresidual.ptr());
+        if (truth < 0) {
+            PyErr_Clear();
+            raise(PyExc_TypeError, "need_dresidual must be a bool, got %s", type_text(need_dresidual).c_str());
+        }
+        const bool needed = truth == 1, pair = nb::isinstance<nb::tuple>(out);
         if (pair && (!needed || nb::len(out) != 2))
             raise(PyExc_TypeError, "out is a tuple of %zu, expected %s", nb::len(out),
                   needed ? "dx or (dx, dresidual)" : "dx (or need_dresidual=True)");
@@ -92,7 +97,7 @@ std::vector<std::int64_t> stat_shape(const batchnorm::View& x, const Axes& axes,
     std::vector<std::int64_t> shape = kept_shape(x, axes);
     // The library refuses what has too many axes.
     if (group_size > 0 && x.rank > 0 && shape.size() < static_cast<std::size_t>(batchnorm::max_rank))
-        shape.insert(shape.begin(), (x.shape[0] + group_size - 1) / group_size);
+        shape.insert(shape.begin(), x.shape[0] / group_size + (x.shape[0] % group_size != 0));
     return shape;
 }
 
@@ -328,7 +333,8 @@ nb::tuple normalize(nb::object x_, nb::object mean_, nb::object m2_, nb::object 
     nb::object object = new_saved(call, axes, axis, extras, true);
     Saved& saved = nb::cast<Saved&>(object);
     // An array on a GPU stays there, whatever its rank.
-    if (count.view().rank == 0 && !(place.on_gpu() && kind_of(count_) != Kind::none))
+    const bool one_for_all = count.view().rank == 0 && !(extras.options.weights && saved.shape.empty());
+    if (one_for_all && !(place.on_gpu() && kind_of(count_) != Kind::none))
         saved.set_count(nb::cast<double>(nb::float_(count_)));
     else
         saved.add_counts(place);
@@ -392,6 +398,8 @@ std::vector<std::string> available_isas() {
 
 NB_MODULE(_core, m) {
     using namespace nb::literals;
+    // What a module still holds when the interpreter ends is not lost: a Saved in a global variable, say.
+    nb::set_leak_warnings(false);
     init_outputs();
     bind_saved(m);
 

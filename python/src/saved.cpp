@@ -108,7 +108,7 @@ nb::object import_mask(nb::handle object) {
 nb::object import_mask(nb::handle object, const Place& place) {
     if (object.is_none()) return nb::none();
     const Kind kind = kind_of(object);
-    const int device = kind == Kind::none || kind == Kind::numpy ? on_cpu : ways(kind).device(object);
+    const int device = kind == Kind::none || kind == Kind::numpy ? on_cpu : ways(kind).device("mask", object);
     if (kind != place.kind || device != place.device)
         raise(PyExc_ValueError, "mask is on %s, expected %s on %s, as mean is", device_text(device).c_str(),
               name(place.kind), device_text(place.device).c_str());
@@ -120,7 +120,7 @@ nb::object import_mask(nb::handle object, const Place& place) {
 
 bool is_on_gpu(nb::handle object) {
     const Kind kind = kind_of(object);
-    return kind != Kind::none && kind != Kind::numpy && ways(kind).device(object) != on_cpu;
+    return kind != Kind::none && kind != Kind::numpy && ways(kind).device("statistics", object) != on_cpu;
 }
 
 std::vector<std::int64_t> shape_of(const Array& array) {
@@ -153,8 +153,11 @@ Saved::Saved(nb::object mean_, nb::object inv_std_, nb::object var_, nb::object 
       negative_slope(parse_number("negative_slope", negative_slope_)),
       weights(weights_) {
     parse_axes(axis);
-    const bool has_counts = is_on_gpu(count_) || (!count_.is_none() && nb::hasattr(count_, "shape") &&
-                                                  nb::len(nb::object(count_.attr("shape"))) > 0);
+    const bool has_counts =
+        is_on_gpu(count_) ||
+        (!count_.is_none() && nb::hasattr(count_, "shape") && nb::len(nb::object(count_.attr("shape"))) > 0) ||
+        nb::isinstance<nb::list>(count_) || nb::isinstance<nb::tuple>(count_) ||
+        (nb::hasattr(count_, "shape") && nb::hasattr(mean_, "shape") && nb::len(nb::object(mean_.attr("shape"))) == 0);
     if (is_on_gpu(mean_)) {
         const Call call("mean", mean_, nb::none());
         const Place& place = call.place();

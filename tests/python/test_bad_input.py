@@ -1,7 +1,9 @@
 """What bad input gets: the exception of DESIGN's table, naming the argument, and nothing written; and what looks bad
 but is not."""
 
+import copy
 import inspect
+import pickle
 import re
 
 import ml_dtypes
@@ -222,6 +224,7 @@ BAD = {
         "inf": (np.array([np.inf] + [1] * 19).reshape(4, 5), ValueError, "weights must be finite .*got inf"),
         "-inf": (np.array([1] * 19 + [-np.inf]).reshape(4, 5), ValueError, "weights must be finite .*got -inf"),
         "inf in float32": ([[1e39] * 5] * 4, ValueError, "weights must be finite .*got inf"),
+        "0 in float32": ([[1e-50] * 5] * 4, ValueError, "weights has numbers so small that they are 0 in float32"),
         **{
             f"of shape {shape}": (np.ones(shape), ValueError, rf"weights has shape {re.escape(str(shape))}, expected "
                                   r"that of x, \(4, 3, 5\), without the kept axes, or of its rank and broadcast to it")
@@ -490,6 +493,72 @@ LEAKY = {"activation": "leaky_relu"}
 PLAIN = ("batch_norm_jvp", "batch_norm_double_backward")  # which take neither activation nor weights
 
 
+@pytest.mark.parametrize("size", [2**62, 2**63 - 1, 10**30])
+def test_groups_larger_than_any_batch(size):
+    """One group of all."""
+    arguments = good_arguments()
+    x, dy = arguments["x"], arguments["dy"]
+    y, saved = bn.batch_norm(x, group_size=size)
+    assert saved.mean.shape == (1, *bn.batch_norm(x)[1].mean.shape)
+    assert np.array_equal(y, bn.batch_norm(x)[0])
+    assert np.array_equal(
+        bn.batch_norm_backward(dy, x, saved).dx, bn.batch_norm_backward(dy, x, bn.batch_norm(x)[1]).dx
+    )
+    assert bn.moments(x, group_size=size).mean.shape == saved.mean.shape
+
+
+def test_a_saved_of_another_batch():
+    """Of which x is a part, say: the sums of all parts are needed."""
+    x = np.random.default_rng(0).standard_normal((8, 3, 4))
+    saved = bn.batch_norm(x)[1]
+    for backward in (
+        lambda: bn.batch_norm_backward(x[:4], x[:4], saved),
+        lambda: bn.batch_norm_backward_from_output(x[:4], x[:4], saved),
+    ):
+        with pytest.raises(ValueError, match=r"saved.count is 32, but [xy] of shape \(4, 3, 4\) has 16 values"):
+            backward()
+    bn.grad_sums(x[:4], x[:4], saved)
+
+
+@pytest.mark.parametrize("function", [bn.batch_norm, bn.batch_norm_inplace])
+def test_eps_too_small_for_float32(function):
+    """1.5 / sqrt(eps) would be infinite, and a constant channel NaN."""
+    for dtype in (np.float32, np.float16):
+        with pytest.raises(
+            ValueError, match="eps 1e-80 is too small for arithmetic in float32, expected at least 1e-76"
+        ):
+            function(np.full((4, 3), 7, dtype), 1.5, 0.25, eps=1e-80)
+        x = np.full((4, 3), 7, dtype)
+        y = function(x, 1.5, 0.25, eps=1e-76)
+        assert np.all((x if function is bn.batch_norm_inplace else y[0]) == 0.25)
+    assert np.all(bn.batch_norm(np.full((4, 3), 7.0), 1.5, 0.25, eps=1e-80)[0] == 0.25)
+
+
+def test_what_is_no_number():
+    x = good_arguments()["x"]
+    with pytest.raises(TypeError, match="axis must be an int or a tuple of ints, got ndarray"):
+        bn.batch_norm(x, axis=np.array([1, 2]))
+    with pytest.raises(ValueError, match="eps is larger than any float64"):
+        bn.batch_norm(x, eps=10**400)
+    with pytest.raises(TypeError, match="need_dresidual must be a bool, got ndarray"):
+        bn.batch_norm_backward(x, x, bn.batch_norm(x)[1], need_dresidual=np.array([1, 2]))
+    with pytest.raises(ValueError, match="batch_norm_inplace: x has elements that share memory"):
+        bn.batch_norm_inplace(np.lib.stride_tricks.as_strided(x, strides=(0, *x.strides[1:])))
+
+
+def test_one_statistic_without_weight():
+    """axis=(): count is an array of rank 0 then, and 0 in a call's halves and in copies, too."""
+    x, weights = np.random.default_rng(0).standard_normal((8, 3)), np.zeros((8, 3))
+    y, saved = bn.batch_norm(x, axis=(), weights=weights)
+    split = bn.normalize(x, bn.moments(x, axis=(), weights=weights), axis=(), weights=weights)
+    assert np.array_equal(split[0], y)
+    dx = bn.batch_norm_backward(x, x, saved).dx
+    for s in (saved, split[1], pickle.loads(pickle.dumps(saved)), copy.deepcopy(saved)):
+        assert s.count.shape == ()
+        assert s.count == 0
+        assert np.array_equal(bn.input_grad(x, x, s, bn.grad_sums(x, x, s)).dx, dx)
+
+
 @pytest.mark.parametrize("name", takers("group_size"))
 def test_groups_that_cannot_be(name):
     x8 = np.random.default_rng(0).normal(0, 1, (4, 1, 1, 1, 1, 1, 1, 5)).astype(f32)
@@ -604,11 +673,16 @@ def test_mask_that_does_not_fit(name):
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize(
-    "settings", [{"activation": "relu"}, {"activation": "leaky_relu"}, {"weights": np.ones((4, 5))}]
+    ("settings", "what"),
+    [
+        ({"activation": "relu"}, "an activation"),
+        ({"activation": "leaky_relu"}, "an activation"),
+        ({"weights": np.ones((4, 5))}, "weights"),
+    ],
 )
-def test_settings_of_forward_that_are_not_taken(name, settings):
+def test_settings_of_forward_that_are_not_taken(name, settings, what):
     saved = bn.batch_norm(good_arguments()["x"], **settings)[1]
-    refuses(name, ValueError, f"{name}: {next(iter(settings))} is not taken by this function", saved=saved)
+    refuses(name, ValueError, f"{name}: saved has {what}, expected that of a forward without", saved=saved)
 
 
 @pytest.mark.parametrize("name", [n for n in takers("saved") if n not in PLAIN])
@@ -643,7 +717,7 @@ def test_saved_made_by_hand():
     for slope in (np.nan, np.inf):
         saved = bn.Saved([0] * 3, [1] * 3, activation="leaky_relu", negative_slope=slope, mask=np.zeros(8, np.uint8))
         for name in takers("saved"):
-            message = "activation is not taken" if name in PLAIN else "negative_slope must be (finite|positive)"
+            message = "saved has an activation" if name in PLAIN else "negative_slope must be (finite|positive)"
             refuses(name, ValueError, message, saved=saved)
 
 

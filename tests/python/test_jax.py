@@ -100,6 +100,8 @@ def test_the_layer():
 
 def test_what_is_refused():
     x = arrays(count=1)[0]
+    deleted = x + 1
+    deleted.delete()
     for call, error, text in (
         (lambda: bn.batch_norm(x, out=x), ValueError, "out is a JAX array, which cannot be written to"),
         (lambda: bn.batch_norm_inplace(x), ValueError, "x is a JAX array, which cannot be written to"),
@@ -107,9 +109,18 @@ def test_what_is_refused():
         (lambda: bn.batch_norm(x.astype("int32")), TypeError, "x has dtype int32, expected float32"),
         (lambda: bn.batch_norm(x, stream=1), ValueError, "stream is given, but x is on the CPU"),
         (lambda: jax.jit(lambda v: bn.batch_norm(v)[0])(x), TypeError, r"x is traced by JAX \(jit"),
+        (lambda: jax.jit(lambda v: bn.batch_norm(x, v)[0])(x[0, :, 0]), TypeError, "gamma is traced by JAX"),
+        (lambda: jax.jit(lambda v: bn.batch_norm(x, weights=v)[0])(x[:, 0]), TypeError, "weights is traced by JAX"),
+        (lambda: bn.batch_norm(deleted), ValueError, "x is a JAX array that cannot be exported: it was deleted"),
     ):
         with pytest.raises(error, match=text):
             call()
+
+
+def test_constants_of_a_jitted_function():
+    x = arrays(count=1)[0]
+    got = jax.jit(lambda factor: factor * bn.batch_norm(x)[0])(2.0)
+    assert same_bits(np.asarray(got), 2 * bn.batch_norm(np.asarray(x))[0])
 
 
 def test_inside_a_jitted_function():

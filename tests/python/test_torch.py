@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import reference
 from checks import same_bits
-from child import output_of
+from child import output_of, run_python
 from reference import assert_matches
 
 import batchnorm as bn
@@ -188,6 +188,74 @@ def test_empty_and_inference_tensors():
     # Nor is a parameter taken where gradients are off.
     with torch.no_grad(), pytest.raises(TypeError, match="gamma requires grad"):
         bn.batch_norm(torch.zeros(4, 3), torch.nn.Parameter(torch.ones(3)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # PyTorch says so of its own use, too
+def test_traces_are_refused():
+    """A trace would hold the output's memory, not what is written there."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x = torch.randn(8, 4)
+    for tracer, trace in (
+        ("torch.jit", lambda f: torch.jit.trace(f, x, check_trace=False)),
+        ("torch.fx", lambda f: make_fx(f)(x)),
+    ):
+        for call in (lambda v: bn.batch_norm(v)[0], lambda v: bn.batch_norm_inference(v, 0.0, 1.0)):
+            with pytest.raises(TypeError, match=f"x is traced by {tracer}, which cannot record this function"):
+                trace(call)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_tangents_are_refused():
+    forward_ad = torch.autograd.forward_ad
+    x = torch.randn(8, 4)
+    with forward_ad.dual_level():
+        assert torch.equal(bn.batch_norm(x)[0], bn.batch_norm(x)[0])
+        with pytest.raises(TypeError, match="x has a tangent, which this function would lose"):
+            bn.batch_norm(forward_ad.make_dual(x, x))
+        with pytest.raises(TypeError, match="gamma has a tangent"):
+            bn.batch_norm(x, forward_ad.make_dual(x[0], x[0]))
+
+
+def test_autograd_sees_what_is_overwritten():
+    w = torch.randn(8, 4, requires_grad=True)
+    for overwrite in (
+        bn.batch_norm_inplace,
+        lambda a: bn.batch_norm(a, out=a),
+        lambda a: bn.batch_norm_inference(torch.zeros(8, 4), 0.0, 1.0, out=a),
+    ):
+        a = torch.randn(8, 4)
+        product = (w * a).sum()
+        overwrite(a)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+    with torch.inference_mode():
+        bn.batch_norm_inplace(torch.randn(8, 4))
+
+
+def test_bfloat16_weights_and_other_default_devices():
+    x = torch.randn(8, 4)
+    weights = torch.tensor([1, 0, 1, 1, 0, 1, 1, 1], dtype=torch.bfloat16)
+    got = bn.population_statistics(1, [x], weights=[weights])
+    want = bn.population_statistics(1, [x], weights=[weights.float()])
+    assert same_bits(got.var, want.var)
+    x = x.bfloat16()
+    gamma = torch.ones(4, dtype=torch.bfloat16)
+    y, saved = bn.batch_norm(x, gamma)
+    torch.set_default_device("meta")
+    try:
+        grads = bn.batch_norm_backward(y, x, saved, gamma)
+    finally:
+        torch.set_default_device("cpu")
+    assert grads.dgamma.dtype == torch.bfloat16
+    assert grads.dgamma.device == x.device
+
+
+def test_nothing_is_said_at_the_end_of_the_process():
+    """Of a Saved that a module still holds then."""
+    code = "import torch, batchnorm as bn; bn.last = bn.batch_norm(torch.randn(4, 3))"
+    ended = run_python("-c", code)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def trained_module():

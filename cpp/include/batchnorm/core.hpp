@@ -179,7 +179,7 @@ struct MutStats {
 };
 struct Stats {
     Param mean, inv_std;
-    Param count{};  // may be absent where there are no weights
+    Param count{};  // may be absent where there are no weights; else, of rank 0, it must be x's in backward
     const std::uint8_t* mask = nullptr;
 };
 
@@ -221,8 +221,8 @@ enum class Activation : std::uint8_t { none, relu, leaky_relu };
 
 // Each function says which of these it takes; the others must be left as they are.
 struct Options {
-    double eps = 1e-5;
-    int threads = 0;  // 0: as many as the work is worth, at most get_num_threads(); else exactly as many
+    double eps = 1e-5;  // positive; at least 1e-76 for other data than f64
+    int threads = 0;    // 0: as many as the work is worth, at most get_num_threads(); else exactly as many
     Executor executor{};
     Workspace workspace{};
     Activation activation = Activation::none;

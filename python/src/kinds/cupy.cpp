@@ -47,12 +47,12 @@ class CuPyWays final : public Ways {
         if (!type)
             raise(PyExc_TypeError, "%s has dtype %s, %s (astype converts)", argument, text(dtype).c_str(),
                   accepted_types);
-        facts.device = device(array);
+        facts.device = device(argument, array);
         facts.view.dtype = *type;
         facts.view.data = data_of(array);
         set_shape(argument, array.attr("shape"), array.attr("strides"), 1, facts.view);
     }
-    int device(nb::handle array) const override { return nb::cast<int>(array.attr("device").attr("id")); }
+    int device(const char*, nb::handle array) const override { return nb::cast<int>(array.attr("device").attr("id")); }
     std::unique_ptr<Scope> enter(nb::handle, int device, std::optional<Stream> stream) const override {
         return std::make_unique<CuPyScope>(device, stream);
     }

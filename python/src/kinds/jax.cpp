@@ -40,6 +40,19 @@ std::optional<DType> type_of(const DLTensor& tensor) {
     return tensor.bits == 64 ? std::optional(DType::f64) : std::nullopt;
 }
 
+// What JAX gives out of an array; it does not of one that was deleted (or donated), or that several devices hold.
+template <class Export>
+nb::object exported(const char* argument, const Export& give) {
+    try {
+        return give();
+    } catch (nb::python_error& error) {
+        const std::string reason = text(error.value());
+        raise(PyExc_ValueError,
+              "%s is a JAX array that cannot be exported: it was deleted or donated, or is on several devices (%s)",
+              argument, reason.c_str());
+    }
+}
+
 // Without enable_x64, JAX makes float32 of float64, silently: statistics would be.
 class JaxScope final : public Scope {
   public:
@@ -61,21 +74,17 @@ class JaxScope final : public Scope {
 class JaxWays final : public Ways {
   public:
     void read(const char* argument, nb::handle array, Stream stream, Facts& facts) const override {
-        if (!nb::hasattr(array, "__dlpack_device__"))
-            raise(PyExc_TypeError,
-                  "%s is traced by JAX (jit, grad, vmap), which has no values yet: call this function outside, or "
-                  "through jax.pure_callback",
-                  argument);
-        facts.device = device(array);
+        facts.device = device(argument, array);
         facts.read_only = true;
-        if (facts.device == on_cpu) {
-            array.attr("block_until_ready")();
-            facts.owner = array.attr("__dlpack__")();
-        } else {
+        facts.owner = exported(argument, [&] {
+            if (facts.device == on_cpu) {
+                array.attr("block_until_ready")();
+                return array.attr("__dlpack__")();
+            }
             // DLPack's number of the default stream is 1.
             const auto number = stream ? reinterpret_cast<std::uintptr_t>(stream) : 1;
-            facts.owner = array.attr("__dlpack__")(nb::arg("stream") = number);
-        }
+            return array.attr("__dlpack__")(nb::arg("stream") = number);
+        });
         const auto* const tensor = static_cast<const DLTensor*>(PyCapsule_GetPointer(facts.owner.ptr(), "dltensor"));
         if (!tensor) throw nb::python_error();
         const std::optional<DType> type = type_of(*tensor);
@@ -94,8 +103,13 @@ class JaxWays final : public Ways {
             view.stride[d] = (tensor->strides ? tensor->strides[d] : stride) * batchnorm::item_size(*type);
         }
     }
-    int device(nb::handle array) const override {
-        const nb::tuple device(array.attr("__dlpack_device__")());
+    int device(const char* argument, nb::handle array) const override {
+        if (!nb::hasattr(array, "__dlpack_device__"))
+            raise(PyExc_TypeError,
+                  "%s is traced by JAX (jit, grad, vmap), which has no values yet: call this function outside, or "
+                  "through jax.pure_callback",
+                  argument);
+        const nb::tuple device(exported(argument, [&] { return array.attr("__dlpack_device__")(); }));
         const int type = nb::cast<int>(nb::int_(nb::object(device[0])));
         return type == dl_cuda || type == dl_cuda_managed ? nb::cast<int>(nb::int_(nb::object(device[1]))) : on_cpu;
     }
@@ -119,7 +133,15 @@ class JaxWays final : public Ways {
     }
     nb::object from_numpy(nb::handle array, int device) const override {
         // Keeps the memory, where that starts a cache line.
-        if (device == on_cpu) return Jax::get()->module.attr("device_put")(array).attr("block_until_ready")();
+        if (device == on_cpu) {
+            const nb::object& jax = Jax::get()->module;
+            nb::object made = jax.attr("device_put")(array);
+            if (nb::hasattr(made, "block_until_ready")) return made.attr("block_until_ready")();
+            // While a function is traced that uses the result as a constant.
+            Entered scope;
+            scope.enter(jax.attr("ensure_compile_time_eval")());
+            return jax.attr("device_put")(array).attr("block_until_ready")();
+        }
         return jnp().attr("asarray")(array).attr("block_until_ready")();
     }
     nb::object cast(nb::handle array, nb::handle dtype) const override {

@@ -58,7 +58,7 @@ class Ways {
 
     // Also without a scope. Work on the stream comes after what is still computing the array.
     virtual void read(const char* argument, nb::handle array, Stream stream, Facts& facts) const = 0;
-    virtual int device(nb::handle array) const = 0;
+    virtual int device(const char* argument, nb::handle array) const = 0;
 
     // That of the device of x, and of its current stream there if none is asked for.
     virtual std::unique_ptr<Scope> enter(nb::handle x, int device, std::optional<Stream> stream) const = 0;

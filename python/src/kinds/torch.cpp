@@ -9,12 +9,15 @@ Torch::Torch(nb::object torch)
       float64(torch.attr("float64")),
       float16(torch.attr("float16")),
       bfloat16(torch.attr("bfloat16")),
-      strided(torch.attr("strided")) {}
+      strided(torch.attr("strided")),
+      is_tracing(torch.attr("jit").attr("is_tracing")),
+      dispatch_modes(torch.attr("_C").attr("_len_torch_dispatch_stack")),
+      forward_ad(torch.attr("autograd").attr("forward_ad")) {}
 
 const Torch* Torch::get() {
     static const Torch* torch = nullptr;
     if (torch) return torch;
-    if (nb::object module = imported("torch", {"Tensor", "strided"}); module.is_valid())
+    if (nb::object module = imported("torch", {"Tensor", "strided", "jit"}); module.is_valid())
         torch = new Torch(std::move(module));
     return torch;
 }
@@ -35,6 +38,24 @@ std::optional<DType> torch_type(nb::handle dtype) {
 
 bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requires_grad")); }
 
+void refuse_trace(const char* argument) {
+    const Torch& torch = *Torch::get();
+    const char* tracer = nullptr;
+    if (nb::cast<bool>(torch.is_tracing())) tracer = "torch.jit";
+    if (nb::cast<int>(torch.dispatch_modes()) > 0) {
+        const nb::object fx = imported("torch.fx.experimental.proxy_tensor", {"get_proxy_mode"});
+        if (fx.is_valid() && !fx.attr("get_proxy_mode")().is_none()) tracer = "torch.fx";
+    }
+    if (tracer)
+        raise(PyExc_TypeError, "%s is traced by %s, which cannot record this function: call it outside the trace",
+              argument, tracer);
+}
+
+void tell_written(nb::handle tensor) {
+    if (!nb::cast<bool>(tensor.attr("is_inference")()))  // those keep no version
+        Torch::get()->module.attr("autograd").attr("graph").attr("increment_version")(tensor);
+}
+
 namespace {
 
 void* data_of(nb::handle tensor) {
@@ -45,8 +66,14 @@ void* data_of(nb::handle tensor) {
 
 void read_torch(const char* argument, nb::handle tensor, Facts& facts) {
     if (requires_grad(tensor))
-        raise(PyExc_TypeError, "%s requires grad, which this function would lose: pass %s.detach()", argument,
+        raise(PyExc_TypeError,
+              "%s requires grad, which this function would lose: pass %s.detach(), or use batchnorm.torch", argument,
               argument);
+    const nb::object& forward_ad = Torch::get()->forward_ad;
+    if (nb::cast<int>(forward_ad.attr("_current_level")) >= 0 &&
+        !forward_ad.attr("unpack_dual")(tensor).attr("tangent").is_none())
+        raise(PyExc_TypeError,
+              "%s has a tangent, which this function would lose: use batchnorm.torch, or batch_norm_jvp", argument);
     if (!nb::cast<bool>(tensor.attr("is_cpu"))) {
         if (!nb::cast<bool>(tensor.attr("is_cuda")))
             raise(PyExc_RuntimeError, "%s is on device %s, expected the CPU or a CUDA device", argument,
@@ -102,7 +129,7 @@ class TorchWays final : public Ways {
     void read(const char* argument, nb::handle tensor, Stream, Facts& facts) const override {
         read_torch(argument, tensor, facts);
     }
-    int device(nb::handle tensor) const override {
+    int device(const char*, nb::handle tensor) const override {
         return nb::cast<bool>(tensor.attr("is_cuda")) ? nb::cast<int>(tensor.attr("get_device")()) : on_cpu;
     }
     std::unique_ptr<Scope> enter(nb::handle, int device, std::optional<Stream> stream) const override {
