@@ -12,6 +12,9 @@ bool goes_back(Op op) noexcept {
 // Operands that op reads all along.
 int tensors(Op op) noexcept { return goes_back(op) ? 2 : 1; }
 
+// Of normalize and grad_sums they are only checked.
+bool counts_weights(Op op) noexcept { return op != Op::normalize && op != Op::grad_sums; }
+
 std::size_t measure(const Problem& problem, const PreparedParts& prepared) noexcept {
     std::size_t most = 0;
     for (int i = 0; i < prepared.parts.count; ++i) {
@@ -43,8 +46,11 @@ std::size_t measure_any(Problem problem) noexcept {
     any(role_residual, problem.options.residual || problem.options.dresidual);
     any(role_y, problem.options.activation != Activation::none);
     any(role_v, problem.op == Op::batch_norm_double_backward);
-    any(role_weights, problem.options.weights);
-    return measure(problem, PreparedParts(problem));
+    any(role_weights, problem.options.weights && counts_weights(problem.op));
+    PreparedParts prepared(problem);
+    // Nor are weights then uniform, one for each row, for which they need not be packed.
+    for (int i = 0; i < prepared.parts.count; ++i) prepared.at[i]->box.operand[role_weights].uniform = false;
+    return measure(problem, prepared);
 }
 
 std::size_t bytes_for(const Problem& problem, const PreparedParts& prepared) noexcept {

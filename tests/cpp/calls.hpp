@@ -43,6 +43,7 @@ struct Call {
     batchnorm::MutView out, ddy;
     // (mean, inv_std, var), (mean, m2, count), (sum_dy, sum_dy_xmu, count) or (dgamma, dbeta).
     batchnorm::MutParam result[3];
+    std::uint8_t* mask = nullptr;  // where options have an activation
     batchnorm::Options options;
 };
 
@@ -50,10 +51,10 @@ inline batchnorm::Status run(Op op, const Call& c) {
     const auto& [first, second, third] = c.result;
     switch (op) {
         case Op::batch_norm:
-            return core::batch_norm(c.x, c.axes, c.gamma, c.beta, c.out, {first, second, third}, c.options);
+            return core::batch_norm(c.x, c.axes, c.gamma, c.beta, c.out, {first, second, third, {}, c.mask}, c.options);
         case Op::batch_norm_backward:
-            return core::batch_norm_backward(c.dy, c.x, c.axes, {c.mean, c.inv_std}, c.gamma, c.out, first, second,
-                                             c.options);
+            return core::batch_norm_backward(c.dy, c.x, c.axes, {c.mean, c.inv_std, c.count, c.mask}, c.gamma, c.out,
+                                             first, second, c.options);
         case Op::batch_norm_inference:
             return core::batch_norm_inference(c.x, c.axes, c.mean, c.var, c.gamma, c.beta, c.out, c.options);
         case Op::batch_norm_inference_backward:
@@ -61,12 +62,13 @@ inline batchnorm::Status run(Op op, const Call& c) {
                                                        c.options);
         case Op::moments: return core::moments(c.x, c.axes, {first, second, third}, c.options);
         case Op::normalize:
-            return core::normalize(c.x, c.axes, {c.mean, c.m2, c.count}, c.gamma, c.beta, c.out, {first, second, third},
-                                   c.options);
-        case Op::grad_sums: return core::grad_sums(c.dy, c.x, c.axes, {c.mean, {}}, {third, first, second}, c.options);
+            return core::normalize(c.x, c.axes, {c.mean, c.m2, c.count}, c.gamma, c.beta, c.out,
+                                   {first, second, third, {}, c.mask}, c.options);
+        case Op::grad_sums:
+            return core::grad_sums(c.dy, c.x, c.axes, {c.mean, {}, c.count, c.mask}, {third, first, second}, c.options);
         case Op::input_grad:
-            return core::input_grad(c.dy, c.x, c.axes, {c.mean, c.inv_std}, {c.count, c.sum_dy, c.sum_dy_xmu}, c.gamma,
-                                    c.out, first, second, c.options);
+            return core::input_grad(c.dy, c.x, c.axes, {c.mean, c.inv_std, c.count, c.mask},
+                                    {c.count, c.sum_dy, c.sum_dy_xmu}, c.gamma, c.out, first, second, c.options);
         case Op::batch_norm_backward_from_output:
             return core::batch_norm_backward_from_output(c.dy, c.x, c.axes, {c.mean, c.inv_std}, c.gamma, c.beta, c.out,
                                                          first, second, c.options);

@@ -4,6 +4,27 @@
 
 namespace {
 
+// The bytes that workspace_bytes() tells are enough at any address, and what is written is the same.
+void exactly_enough(Op op, Example& e, Call& call) {
+    CHECK(run(op, call).ok());
+    const std::vector<unsigned char> expected = e.written();
+
+    std::size_t needed = 0;
+    CHECK(core::workspace_bytes(op, call.x, call.axes, call.options, needed).ok());
+    CHECK(needed > 0);
+    constexpr std::size_t guard = 1 << 20;  // more than what a thread packs into
+    for (const std::size_t misalignment : {std::size_t{0}, std::size_t{1}, std::size_t{63}}) {
+        std::vector<unsigned char> memory(64 + misalignment + needed + guard, Tensor::sentinel);
+        unsigned char* const data = memory.data() + 64 + misalignment;
+        call.options.workspace = {data, needed};
+        e.reset();
+        CHECK(run(op, call).ok());
+        CHECK(e.written() == expected);
+        CHECK(std::all_of(memory.data(), data, [](auto b) { return b == Tensor::sentinel; }));
+        CHECK(std::all_of(data + needed, data + needed + guard, [](auto b) { return b == Tensor::sentinel; }));
+    }
+}
+
 void exact_and_too_small() {
     for (const Setup& setup :
          {Setup{{4, 3, 5}, {1}}, Setup{{5, 7}, {1}, DType::f64}, Setup{{4, 6, 9, 5}, {0, 2}}, Setup{{40, 3, 1000}, {1}},
@@ -18,36 +39,76 @@ void exact_and_too_small() {
                 Call call = e.call();
                 call.options.threads = threads;
                 context = std::string(name(op)) + " " + text(setup) + " threads " + std::to_string(threads);
-                CHECK(run(op, call).ok());
-                const std::vector<unsigned char> expected = e.written();
+                exactly_enough(op, e, call);
 
                 std::size_t needed = 0;
                 CHECK(core::workspace_bytes(op, call.x, call.axes, call.options, needed).ok());
-                CHECK(needed > 0);
-                constexpr std::size_t guard = 256;
-                for (const std::size_t misalignment : {std::size_t{0}, std::size_t{1}, std::size_t{63}}) {
-                    std::vector<unsigned char> memory(guard + misalignment + needed + guard, Tensor::sentinel);
-                    unsigned char* const data = memory.data() + guard + misalignment;
-                    call.options.workspace = {data, needed};
-                    e.reset();
-                    CHECK(run(op, call).ok());
-                    CHECK(e.written() == expected);
-                    CHECK(std::all_of(memory.data(), data, [](auto b) { return b == Tensor::sentinel; }));
-                    CHECK(std::all_of(data + needed, data + needed + guard,
-                                      [](auto b) { return b == Tensor::sentinel; }));
-
-                    call.options.workspace.bytes = needed - 1;
-                    e.reset();
-                    const batchnorm::Status status = run(op, call);
-                    const std::string message = status.message;
-                    CHECK_DETAIL(status.code == batchnorm::Code::invalid_value, message);
-                    CHECK_DETAIL(message.find(std::string(name(op)) + ": workspace has " + std::to_string(needed - 1) +
-                                              " bytes") == 0,
-                                 message);
-                    CHECK_DETAIL(message.find("at least " + std::to_string(needed)) != std::string::npos, message);
-                    CHECK(e.untouched());
-                }
+                std::vector<unsigned char> memory(needed);
+                call.options.workspace = {memory.data(), needed - 1};
+                e.reset();
+                const batchnorm::Status status = run(op, call);
+                const std::string message = status.message;
+                CHECK_DETAIL(status.code == batchnorm::Code::invalid_value, message);
+                CHECK_DETAIL(message.find(std::string(name(op)) + ": workspace has " + std::to_string(needed - 1) +
+                                          " bytes") == 0,
+                             message);
+                CHECK_DETAIL(message.find("at least " + std::to_string(needed)) != std::string::npos, message);
+                CHECK(e.untouched());
             }
+}
+
+// Weights of every kind, which a call may have to pack beside the operands; and the other options.
+void with_options() {
+    for (const Setup& setup :
+         {Setup{{32, 16, 7, 7}, {1}}, Setup{{32, 40, 3}, {1}, DType::bf16}, Setup{{9, 5, 600}, {1}, DType::f64},
+          Setup{{60, 9, 40}, {-1}}, Setup{{300, 70}, {1}, DType::f16}, Setup{{12, 6, 9, 5}, {0, 2}},
+          Setup{{6, 49, 16}, {-1}, DType::f32, Layout::records, Layout::transposed, Layout::every_second}})
+        for (const Layout layout : {Layout::contiguous, Layout::every_second, Layout::padded, Layout::reversed,
+                                    Layout::repeated_first, Layout::repeated_last, Layout::transposed})
+            for (const bool of_kept_axes : {false, true})
+                for (const Op op : {Op::batch_norm, Op::batch_norm_backward, Op::moments, Op::normalize, Op::grad_sums,
+                                    Op::input_grad})
+                    for (const int threads : {1, 3}) {
+                        Example e(setup);
+                        Call call = e.call();
+                        call.options.threads = threads;
+                        Shape shape = setup.shape;
+                        if (!of_kept_axes)
+                            for (const int axis : setup.axes)
+                                shape[static_cast<std::size_t>(axis < 0 ? axis + call.x.rank : axis)] = 1;
+                        Tensor weights(setup.dtype == DType::f64 ? DType::f64 : DType::f32, shape, layout);
+                        weights.fill(Values(static_cast<std::size_t>(product(shape)), 1));
+                        const batchnorm::View view = weights.view();
+                        call.options.weights = &view;
+                        context = std::string(name(op)) + " " + text(setup) + " weights " + text(shape) + " " +
+                                  name(layout) + " threads " + std::to_string(threads);
+                        exactly_enough(op, e, call);
+
+                        if (layout != Layout::contiguous) continue;
+                        if (setup.axes[0] != 0) call.options.group_size = setup.shape[0] / 2 + 1;
+                        if (op == Op::batch_norm || op == Op::moments) {
+                            call.options.workspace = {};
+                            call.options.weights = of_kept_axes ? &view : nullptr;
+                            Shape kept = e.problem.kept_shape;
+                            if (call.options.group_size) kept.insert(kept.begin(), 2);
+                            for (int i = 0; i < 3; ++i) {
+                                e.result[i] = Tensor(DType::f64, kept, Layout::contiguous, Example::guard);
+                                call.result[i] = e.result[i].mut();
+                            }
+                            std::vector<std::uint8_t> mask;
+                            if (op == Op::batch_norm) {
+                                call.options.residual = &call.dy;
+                                call.options.activation = batchnorm::Activation::relu;
+                                std::size_t bytes = 0;
+                                batchnorm::Options geometry;
+                                geometry.group_size = call.options.group_size;
+                                CHECK(core::mask_bytes(call.x, call.axes, geometry, bytes).ok());
+                                mask.resize(bytes);
+                                call.mask = mask.data();
+                            }
+                            exactly_enough(op, e, call);
+                        }
+                    }
 }
 
 // Without a workspace a call takes what its own operands need, and sanitizers see if it uses more. Of double backward's
@@ -72,6 +133,7 @@ void one_output_is_packed() {
 
 int main() {
     exact_and_too_small();
+    with_options();
     one_output_is_packed();
     return report();
 }
