@@ -214,12 +214,13 @@ Status synchronize(Stream stream) noexcept {
 Status workspace_bytes(Op op, const View& x, const Axes& axes, const Options& options, std::size_t& bytes) noexcept {
     bytes = 0;
     Validator valid("workspace_bytes", false);
+    valid.shapes_alone();
     valid.x(x, axes);
+    valid.known(op);
     valid.options(options);
     valid.more_options(options, ~0u);
-    if (!valid.ok() || valid.statistics() == 0) return valid.status();
-    if (valid.empty() && options.group_size > 0) return {};
-    const View read = valid.empty() ? functions::one_value_each(x, valid.kept()) : x;
+    if (!valid.ok() || valid.statistics() == 0 || valid.no_groups()) return valid.status();
+    const View read = valid.empty() ? functions::one_value_each(x, valid) : x;
     bytes = Works({op, valid, options, {&read}}).bytes;
     return {};
 }

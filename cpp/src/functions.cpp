@@ -22,10 +22,10 @@ Box Problem::box_of(const Part& part, const PlaneLimits& limits) const noexcept 
 
 namespace functions {
 
-View one_value_each(const View& x, const bool (&kept)[max_rank]) noexcept {
+View one_value_each(const View& x, const Validator& valid) noexcept {
     View one = x;
-    for (int d = 0; d < x.rank; ++d)
-        if (!kept[d]) one.shape[d] = 1;
+    for (int d = valid.has_groups() ? 1 : 0; d < x.rank; ++d)
+        if (!valid.kept()[d]) one.shape[d] = 1;
     return one;
 }
 
@@ -53,17 +53,16 @@ Epilogue backward_epilogue(const Options& options) noexcept {
     return epilogue;
 }
 
-void check_saved(Validator& valid, const char* out_name, const MutView& out, const MutStats& saved,
-                 const Options& options) noexcept {
+void check_outputs(Validator& valid, const char* name, const MutView& out, const MutStats& saved,
+                   const Options& options, std::initializer_list<Validator::Named> inputs) noexcept {
+    valid.output(name, out, inputs);
     valid.own_stat_output("mean", saved.mean);
     valid.own_stat_output("inv_std", saved.inv_std);
     valid.own_stat_output("var", saved.var);
     valid.own_stat_output("count", saved.count, !options.weights && options.group_size == 0);
-    valid.separate({{out_name, out},
-                    {"mean", saved.mean},
-                    {"inv_std", saved.inv_std},
-                    {"var", saved.var},
-                    {"count", saved.count}});
+    valid.separate(
+        {{name, out}, {"mean", saved.mean}, {"inv_std", saved.inv_std}, {"var", saved.var}, {"count", saved.count}},
+        inputs);
 }
 
 void write_saved(Problem& problem, const MutStats& saved) noexcept {
@@ -110,14 +109,12 @@ Status forward(const Backend& backend, Validator& valid, const View& x, const Ax
     valid.training();
     if (inplace) valid.invertible(options, gamma);
     const View residual = or_absent(options.residual), weights = or_absent(options.weights);
-    const char* const out_name = inplace ? "x" : "out";
-    valid.output(out_name, out,
-                 {{"x", x}, {"gamma", gamma}, {"beta", beta}, {"residual", residual}, {"weights", weights}});
-    check_saved(valid, out_name, out, saved, options);
+    check_outputs(valid, inplace ? "x" : "out", out, saved, options,
+                  {{"x", x}, {"gamma", gamma}, {"beta", beta}, {"residual", residual}, {"weights", weights}});
     if (!valid.ok()) return valid.status();
     if (valid.empty()) {
         // As of a constant channel, with no element behind it.
-        const Status status = fill_all(backend, {&saved.mean, &saved.var}, 0);
+        const Status status = fill_all(backend, {&saved.mean, &saved.var, &saved.count}, 0);
         return status.ok() ? backend.fill(saved.inv_std, 1 / std::sqrt(options.eps)) : status;
     }
 
@@ -184,20 +181,18 @@ Status normalize(const Backend& backend, const View& x, const Axes& axes, const 
     valid.param("gamma", gamma, false);
     valid.param("beta", beta, false);
     const View residual = or_absent(options.residual);
-    valid.output("out", out,
-                 {{"x", x},
-                  {"mean", moments.mean},
-                  {"m2", moments.m2},
-                  {"gamma", gamma},
-                  {"beta", beta},
-                  {"residual", residual}});
-    check_saved(valid, "out", out, saved, options);
+    check_outputs(valid, "out", out, saved, options,
+                  {{"x", x},
+                   {"mean", moments.mean},
+                   {"m2", moments.m2},
+                   {"gamma", gamma},
+                   {"beta", beta},
+                   {"residual", residual}});
     if (!valid.empty()) valid.param_sign("count", moments.count, moments.count.rank == 0 && !options.weights);
-    if (!valid.ok() || valid.statistics() == 0) return valid.status();
-    if (valid.empty() && options.group_size > 0) return {};
+    if (!valid.ok() || valid.statistics() == 0 || valid.no_groups()) return valid.status();
 
     // An empty part of a batch still has the statistics of the whole.
-    const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
+    const View read = valid.empty() ? one_value_each(x, valid) : x;
     const View written = valid.empty() ? read : View(out);
     Problem problem{
         Op::normalize, valid, options, {&read, nullptr, &written, valid.empty() ? nullptr : options.residual}};
@@ -252,9 +247,9 @@ Status batch_norm_backward(const Backend& backend, const View& dy, const View& x
     valid.options(options);
     valid.more_options(options, Validator::activation | Validator::dresidual | Validator::weights | Validator::groups);
     check_statistics(valid, saved, options, true);
-    if (!options.weights) valid.values_behind("saved.count", saved.count);
     valid.param("gamma", gamma, false);
     valid.training();
+    if (!options.weights) valid.values_behind("saved.count", saved.count);
     check_grads(valid, dx, dgamma, dbeta, options,
                 {{"dy", dy}, {"x", x}, {"gamma", gamma}, {"weights", or_absent(options.weights)}});
     if (!valid.ok()) return valid.status();
@@ -286,11 +281,11 @@ Status batch_norm_backward_from_output(const Backend& backend, const View& dy, c
     valid.more_options(options, Validator::activation | Validator::weights | Validator::groups);
     valid.stat("saved.inv_std", saved.inv_std, true);
     valid.stat("saved.count", saved.count, options.weights != nullptr);
-    if (!options.weights) valid.values_behind("saved.count", saved.count);
     valid.param("gamma", gamma, false);
     valid.param("beta", beta, false);
     valid.invertible(options, gamma);
     valid.training();
+    if (!options.weights) valid.values_behind("saved.count", saved.count);
     check_grads(valid, dx, dgamma, dbeta, options,
                 {{"dy", dy}, {"y", y}, {"gamma", gamma}, {"beta", beta}, {"weights", or_absent(options.weights)}});
     if (!valid.ok()) return valid.status();
@@ -359,10 +354,10 @@ Status input_grad(const Backend& backend, const View& dy, const View& x, const A
                 {{"dy", dy}, {"x", x}, {"gamma", gamma}, {"weights", or_absent(options.weights)}});
     if (!valid.empty()) valid.param_sign("sums.count", sums.count, sums.count.rank == 0 && !options.weights);
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
-    if (valid.empty() && options.group_size > 0) return fill_all(backend, {&dgamma, &dbeta}, 0);
+    if (valid.no_groups()) return fill_all(backend, {&dgamma, &dbeta}, 0);
 
     // An empty part of a batch still has the sums of the whole.
-    const View read = valid.empty() ? one_value_each(x, valid.kept()) : x;
+    const View read = valid.empty() ? one_value_each(x, valid) : x;
     const View written = valid.empty() ? read : View(dx);
     const View dresidual = or_absent(options.dresidual);
     Problem problem{Op::input_grad, valid, options, {&read, &dy, &written}};

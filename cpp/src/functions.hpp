@@ -44,7 +44,7 @@ Status batch_norm_inference_backward(const Backend& backend, const View& dy, con
 void check_statistics(Validator& valid, const Stats& saved, const Options& options, bool normalizes,
                       bool counts = true) noexcept;
 
-// x with one value for each statistic: what has x's kept axes where x itself is empty.
-View one_value_each(const View& x, const bool (&kept)[max_rank]) noexcept;
+// x with one value for each statistic, or one sample of each: what has x's statistics where x itself is empty.
+View one_value_each(const View& x, const Validator& valid) noexcept;
 
 }  // namespace batchnorm::functions

@@ -33,7 +33,8 @@ int affinity_cpus() noexcept {
     return at_least_one(static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
-// The processor quota of this process' control group and those above it, version 2 or 1; `otherwise` without one.
+// The processor quota of this process' control group and those above it, or of version 1's root, which is a container's
+// own; `otherwise` without one.
 int quota_cpus(int otherwise) noexcept {
     int least = otherwise;
     const auto limit = [&](double quota, double period) {

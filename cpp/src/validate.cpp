@@ -29,7 +29,7 @@ bool Validator::can_check(const char* name, const View& view, bool has_data, boo
     else if (!batchnorm::name(view.dtype))
         status_ = failure(Code::invalid_type, "%s: %s has the unknown type %d, expected f32, f64, f16 or bf16",
                           function_, name, static_cast<int>(view.dtype));
-    else if (!has_data && !is_empty)
+    else if (!has_data && !is_empty && has_memory_)
         status_ = failure(Code::invalid_value, "%s: %s has no data", function_, name);
     return ok();
 }
@@ -105,6 +105,11 @@ void Validator::eps(double eps) noexcept {
         status_ = failure(Code::invalid_value,
                           "%s: eps %g is too small for arithmetic in float32, expected at least %g (or float64 data)",
                           function_, eps, least);
+}
+
+void Validator::known(Op op) noexcept {
+    if (ok() && op > Op::batch_norm_double_backward)
+        status_ = failure(Code::invalid_value, "%s: op %d is unknown", function_, static_cast<int>(op));
 }
 
 void Validator::options(const Options& options) noexcept {
@@ -194,7 +199,8 @@ void Validator::weigh(const View& weights) noexcept {
             function_, ShapeText(weights.shape, weights.rank).text, x_name_, ShapeText(x_->shape, x_->rank).text);
         return;
     }
-    if (!can_check("weights", weights, weights.data != nullptr, empty()) || empty() || !sees_values_) return;
+    if (!can_check("weights", weights, weights.data != nullptr, empty()) || empty() || !sees_values_ || !has_memory_)
+        return;
     if (const double unfit = unfit_weight(weights); unfit != 0)
         status_ = failure(Code::invalid_value, "%s: weights must be finite and not negative, got %g", function_, unfit);
 }
@@ -337,7 +343,10 @@ void Validator::kept(const char* name, const View& written, std::initializer_lis
                               name, input.name, other);
 }
 
-void Validator::separate(std::initializer_list<Named> outputs) noexcept {
+void Validator::separate(std::initializer_list<Named> outputs, std::initializer_list<Named> inputs) noexcept {
+    for (const Named& output : outputs)
+        for (const Named& input : inputs)
+            if (!absent(output.view)) apart(output.name, output.view, input);
     for (const Named* a = outputs.begin(); a != outputs.end(); ++a)
         for (const Named* b = a + 1; b != outputs.end() && ok(); ++b)
             if (!absent(a->view) && !absent(b->view) && overlap(a->view, b->view))

@@ -16,11 +16,15 @@ class Validator {
     bool ok() const noexcept { return status_.ok(); }
     const Status& status() const noexcept { return status_; }
 
+    // Nothing is looked at but shapes, strides and types: memory need not exist yet.
+    void shapes_alone() noexcept { has_memory_ = false; }
+
     // x first: the others are held against it. Messages have it by the argument's name.
     void x(const View& x, const Axes& axes, const char* name = "x") noexcept;
     // A variance needs two values.
     void training() noexcept;
     void eps(double eps) noexcept;
+    void known(Op op) noexcept;
     // Those that every function takes.
     void options(const Options& options) noexcept;
     // Those that the function takes; the others must be as they are by default.
@@ -58,14 +62,16 @@ class Validator {
 
     // What x and the axes say.
     bool empty() const noexcept { return statistics_ == 0 || values_ == 0; }
+    bool has_groups() const noexcept { return group_size_ > 0; }
+    bool no_groups() const noexcept { return has_groups() && x_->shape[0] == 0; }  // of no samples
     std::int64_t statistics() const noexcept { return statistics_; }
     std::int64_t values() const noexcept { return values_; }  // M, behind each, where there are no groups
     const bool (&kept() const noexcept)[max_rank] { return kept_; }
     // As a view of x's shape, which repeats what is one for several; null where there are none.
     const View* weights_like_x() const noexcept { return weights_.data ? &weights_ : nullptr; }
 
-    // Outputs of one call, each in memory of its own.
-    void separate(std::initializer_list<Named> outputs) noexcept;
+    // Outputs of one call, each in memory of its own, and apart from these inputs.
+    void separate(std::initializer_list<Named> outputs, std::initializer_list<Named> inputs = {}) noexcept;
     // An output that is written while the inputs are still needed, for another one.
     void kept(const char* name, const View& written, std::initializer_list<Named> inputs, const char* other) noexcept;
 
@@ -81,7 +87,7 @@ class Validator {
     bool can_check(const char* name, const View& view, bool has_data, bool is_empty) noexcept;
 
     const char* function_;
-    bool sees_values_;
+    bool sees_values_, has_memory_ = true;
     Status status_;
     const View* x_ = nullptr;
     const char* x_name_ = "x";

@@ -151,6 +151,9 @@ const std::vector<BadInput> bad_inputs = {
     {"out has elements that share memory", has_out, [](Call& c) { c.out.stride[2] = 2; }},
     {"out has elements that share memory", has_out, [](Call& c) { c.out.stride[0] = c.out.stride[1]; }},
 
+    {"mean overlaps gamma", [](Op op) { return op == Op::batch_norm || op == Op::normalize; },
+     [](Call& c) { c.gamma = view(static_cast<const float*>(c.result[0].data) + 1, {3}); }},
+
     {"gamma has shape (4,)", has_gamma, [](Call& c) { c.gamma = of_shape(c.gamma, {4}); }, "(3,)"},
     {"gamma has shape (1, 3, 1)", has_gamma, [](Call& c) { c.gamma = of_shape(c.gamma, {1, 3, 1}); }, "(3,)"},
     {"gamma has no data", has_gamma, [](Call& c) { c.gamma.data = nullptr; }},

@@ -111,6 +111,35 @@ void with_options() {
                     }
 }
 
+// Sizes are known before there is any memory; of strides they depend on x's.
+void without_data() {
+    for (const Layout layout : {Layout::contiguous, Layout::channels_last})
+        for (const Op op : all_ops) {
+            context = std::string(name(op)) + " " + name(layout);
+            Example e(Setup{{8, 16, 7, 7}, {1}, DType::f32, layout});
+            Call call = e.call();
+            const bool weighs = op == Op::batch_norm || op == Op::moments;
+            Tensor weights(DType::f32, {8, 7, 7});
+            batchnorm::View view = weights.fill(Values(8 * 7 * 7, 1)).view();
+            if (weighs) call.options.weights = &view;
+            std::size_t bytes = 0, planned = 0, mask_bytes = 0, planned_mask = 0;
+            CHECK(core::workspace_bytes(op, call.x, call.axes, call.options, bytes).ok());
+            CHECK(core::mask_bytes(call.x, call.axes, {}, mask_bytes).ok());
+            call.x.data = view.data = nullptr;
+            CHECK(core::workspace_bytes(op, call.x, call.axes, call.options, planned).ok());
+            CHECK(core::mask_bytes(call.x, call.axes, {}, planned_mask).ok());
+            CHECK(bytes > 0);
+            CHECK(planned == bytes);
+            CHECK(mask_bytes > 0);
+            CHECK(planned_mask == mask_bytes);
+            CHECK(run(op, call).code == batchnorm::Code::invalid_value);
+        }
+    Example e(Setup{{4, 3, 5}, {1}});
+    std::size_t bytes = 0;
+    const batchnorm::Status status = core::workspace_bytes(static_cast<Op>(200), e.call().x, 1, {}, bytes);
+    CHECK_DETAIL(std::string(status.message) == "workspace_bytes: op 200 is unknown", status.message);
+}
+
 // Without a workspace a call takes what its own operands need, and sanitizers see if it uses more. Of double backward's
 // two parts here the one that packs its output needs the most.
 void one_output_is_packed() {
@@ -135,5 +164,6 @@ int main() {
     exact_and_too_small();
     with_options();
     one_output_is_packed();
+    without_data();
     return report();
 }

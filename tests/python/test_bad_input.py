@@ -507,6 +507,24 @@ def test_groups_larger_than_any_batch(size):
     assert bn.moments(x, group_size=size).mean.shape == saved.mean.shape
 
 
+def test_groups_without_values():
+    """The halves have the statistics and the sums of all parts to go by, where their own part is empty."""
+    x = np.zeros((4, 3, 0))
+    m = bn.Moments(np.arange(6.0).reshape(2, 3), np.full((2, 3), 4.0), np.full((2, 3), 8.0))
+    y, saved = bn.normalize(x, m, group_size=2, eps=0.5)
+    assert y.shape == x.shape
+    assert np.array_equal(saved.mean, m.mean)
+    assert np.all(saved.var == 0.5)
+    assert np.all(saved.inv_std == 1)
+    assert np.all(np.asarray(saved.count) == 8)
+    sums = bn.GradSums(m.count, np.full((2, 3), 2.0), np.full((2, 3), 3.0))
+    grads = bn.input_grad(x, x, saved, sums)
+    assert np.all(grads.dbeta == 4)
+    assert np.all(grads.dgamma == 6)
+    y, saved = bn.batch_norm(x[:0], group_size=2)
+    assert saved.mean.shape == (0, 3)
+
+
 def test_a_saved_of_another_batch():
     """Of which x is a part, say: the sums of all parts are needed."""
     x = np.random.default_rng(0).standard_normal((8, 3, 4))

@@ -1,9 +1,10 @@
 // batchnorm/core.hpp - batch normalization, forward and backward, for engines.
 //
 // Every function here is noexcept, reports through a Status, works on memory that the caller owns and can run on the
-// caller's workspace and threads: nothing prints, aborts or, when a workspace is given, allocates. The header needs
-// C++17 and works under -fno-exceptions -fno-rtti. The functions are in namespace batchnorm::core;
-// <batchnorm/batchnorm.hpp> has the same ones in namespace batchnorm, throwing.
+// caller's workspace and threads: nothing prints, aborts or, when a workspace is given, allocates (but OpenMP's
+// runtime, where it cannot have a thread). The header needs C++17 and works under -fno-exceptions -fno-rtti. The
+// functions are in namespace batchnorm::core; <batchnorm/batchnorm.hpp> has the same ones in namespace batchnorm,
+// throwing.
 //
 // For x with kept axes A (the axes that keep their own statistics; the channel axis in the usual case) and M values
 // per statistic, over the other axes (Ioffe and Szegedy, 2015, arXiv:1502.03167):
@@ -116,11 +117,11 @@ BasicView<Pointer> contiguous(Pointer* data, DType dtype, std::initializer_list<
     // A rank beyond max_rank is kept as it is: the function that gets the view refuses it by name.
     view.rank = static_cast<int>(shape.size());
     if (view.rank > max_rank) return view;
-    std::int64_t stride = item_size(dtype);
+    auto stride = static_cast<std::uint64_t>(item_size(dtype));  // of an impossible shape it may wrap around
     for (int i = view.rank; i-- > 0;) {
         view.shape[i] = shape.begin()[i];
-        view.stride[i] = stride;
-        stride *= view.shape[i];
+        view.stride[i] = static_cast<std::int64_t>(stride);
+        stride *= static_cast<std::uint64_t>(view.shape[i]);
     }
     return view;
 }
@@ -174,13 +175,24 @@ struct Axes {
 // shape and strides.
 struct MutStats {
     MutParam mean, inv_std, var;  // var is biased: divided by M
-    MutParam count{};             // M, or W; may be one value, of rank 0, where there are no weights and no groups
+    MutParam count;               // M, or W; may be one value, of rank 0, where there are no weights and no groups
     std::uint8_t* mask = nullptr;
+
+    // Not left to braces: those would take a mask in the place of count for the address of one.
+    MutStats() noexcept = default;
+    MutStats(const MutParam& mean_, const MutParam& inv_std_, const MutParam& var_ = {}, const MutParam& count_ = {},
+             std::uint8_t* mask_ = nullptr) noexcept
+        : mean(mean_), inv_std(inv_std_), var(var_), count(count_), mask(mask_) {}
 };
 struct Stats {
     Param mean, inv_std;
-    Param count{};  // may be absent where there are no weights; else, of rank 0, it must be x's in backward
+    Param count;  // may be absent where there are no weights; else, of rank 0, it must be x's in backward
     const std::uint8_t* mask = nullptr;
+
+    Stats() noexcept = default;
+    Stats(const Param& mean_, const Param& inv_std_, const Param& count_ = {},
+          const std::uint8_t* mask_ = nullptr) noexcept
+        : mean(mean_), inv_std(inv_std_), count(count_), mask(mask_) {}
 };
 
 // Statistics that merge: mean, m2 = sum((x - mean)^2) and the count behind them (one value for all, rank 0, or one
@@ -222,7 +234,8 @@ enum class Activation : std::uint8_t { none, relu, leaky_relu };
 // Each function says which of these it takes; the others must be left as they are.
 struct Options {
     double eps = 1e-5;  // positive; at least 1e-76 for other data than f64
-    int threads = 0;    // 0: as many as the work is worth, at most get_num_threads(); else exactly as many
+    int threads = 0;    // 0: as many as the work is worth, at most get_num_threads() or executor.threads; else exactly
+                        // as many
     Executor executor{};
     Workspace workspace{};
     Activation activation = Activation::none;
@@ -255,7 +268,8 @@ enum class Op : std::uint8_t {
 
 namespace core {
 
-// The workspace that op needs for any operands of x's shape, with the threads that options ask for.
+// The workspace that op needs for an x of this shape and these strides and any other operands, with the threads that
+// options ask for. No memory is looked at here and in mask_bytes(): x and weights need no data yet.
 BATCHNORM_API Status workspace_bytes(Op op, const View& x, const Axes& axes, const Options& options,
                                      std::size_t& bytes) noexcept;
 

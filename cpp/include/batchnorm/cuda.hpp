@@ -10,6 +10,7 @@
 // - Values on the device are not looked at: that would mean to wait for them. A negative variance gives NaN, as
 //   arithmetic has it; weights that are negative or not finite, and a gamma of 0 in batch_norm_backward_from_output,
 //   give results without meaning.
+// - There are no batch_norm_jvp and batch_norm_double_backward. core::mask_bytes() tells the size of masks here too.
 //
 // For one GPU and one version of this library the same call gives the same bits, whatever else runs; on any GPU sums
 // are cut and merged in the same order.
@@ -37,7 +38,8 @@ BATCHNORM_API Status set_device(int device) noexcept;
 // Waits until all work on a stream is done.
 BATCHNORM_API Status synchronize(Stream stream) noexcept;
 
-// The workspace that op needs for any operands of x's shape, on any device.
+// The workspace that op needs for an x of this shape and these strides and any other operands, on any device. No
+// memory is looked at: x and weights need no data yet.
 BATCHNORM_API Status workspace_bytes(Op op, const View& x, const Axes& axes, const Options& options,
                                      std::size_t& bytes) noexcept;
 
