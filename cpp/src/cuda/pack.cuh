@@ -5,12 +5,29 @@
 
 namespace batchnorm::cuda {
 
-template <class T>
+template <class T, bool of_16_bits = sizeof(T) == 2>
 struct alignas(16) Pack {
     T at[pack_size];
 
-    __device__ Arithmetic<T> operator[](int i) const { return widen(at[i]); }
-    __device__ void set(int i, Arithmetic<T> v) { at[i] = narrow<T>(v); }
+    __device__ T get(int i) const { return at[i]; }
+    __device__ void put(int i, T v) { at[i] = v; }
+    __device__ Arithmetic<T> operator[](int i) const { return widen(get(i)); }
+    __device__ void set(int i, Arithmetic<T> v) { put(i, narrow<T>(v)); }
+};
+
+// Of 16 bits two elements stay in the register that they are loaded into until they are used: the compiler otherwise
+// parts them at once, and so waits for each load before it issues the next one.
+template <class T>
+struct alignas(16) Pack<T, true> {
+    unsigned pairs[pack_size / 2];
+
+    __device__ T get(int i) const { return {static_cast<unsigned short>(pairs[i / 2] >> i % 2 * 16)}; }
+    __device__ void put(int i, T v) {
+        pairs[i / 2] = i % 2 ? (pairs[i / 2] & 0xffffu) | static_cast<unsigned>(v.bits) << 16
+                             : (pairs[i / 2] & 0xffff0000u) | v.bits;
+    }
+    __device__ Arithmetic<T> operator[](int i) const { return widen(get(i)); }
+    __device__ void set(int i, Arithmetic<T> v) { put(i, narrow<T>(v)); }
 };
 
 template <class T>
@@ -104,7 +121,7 @@ __device__ Pack<T> load_pack(const Place& place) {
         const T element = load_element<T>(place.at(i));
 #pragma unroll
         for (int k = 0; k < pack_size; ++k)
-            if (k == i) pack.at[k] = element;
+            if (k == i) pack.put(k, element);
     }
     return pack;
 }
@@ -119,10 +136,10 @@ __device__ void store_pack(const Place& place, const Pack<T>& pack) {
     if (place.is_whole<T>()) return store_words(place.direct<T>(), pack);
 #pragma unroll 1
     for (int i = 0; i < place.count; ++i) {
-        T element = pack.at[0];
+        T element = pack.get(0);
 #pragma unroll
         for (int k = 1; k < pack_size; ++k)
-            if (k == i) element = pack.at[k];
+            if (k == i) element = pack.get(k);
         store_element<T>(place.at(i), element);
     }
 }

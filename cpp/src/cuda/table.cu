@@ -81,12 +81,13 @@ bool overwrites_parameters(const Work& work) noexcept {
     return false;
 }
 
-// Whether all operands have all their packs whole, aligned as for a uint4, and along one dimension of each level.
+// Whether all operands have all their packs whole, aligned as for a uint4, and along one dimension of each level but
+// the rows', along which they are direct: channels and planes are two there.
 bool is_packed(const Work& work) noexcept {
     const Box& box = work.box;
     if (box.operand[role_weights].data || box.level[box.row_level()].count % pack_size != 0) return false;
-    for (const Level& level : box.level)
-        if (level.rank > 1) return false;
+    for (const LevelName level : {group, outer, channel, inner})
+        if (level != box.row_level() && box.level[level].rank > 1) return false;
     for (const Operand& operand : box.operand) {
         if (!operand.data) continue;
         int64_t places = reinterpret_cast<int64_t>(operand.data);
@@ -213,19 +214,23 @@ struct Shape {
     int64_t size[max_rank];
 };
 
-// One thread for each value.
-__global__ void fill_values(const __grid_constant__ Values to, const __grid_constant__ Shape shape, int64_t count,
-                            double value) {
-    const int64_t i = blockIdx.x * static_cast<int64_t>(block_threads) + threadIdx.x;
-    if (i < count) store_double(address_of(to, shape.size, shape.rank, i), to.dtype, value);
+// The indices from 0 to count - 1 that are this thread's: of all blocks' one after the other.
+template <class Step>
+__device__ void for_own_indices(int64_t count, const Step& step) {
+    const int64_t all = static_cast<int64_t>(gridDim.x) * block_threads;
+    for (int64_t i = blockIdx.x * static_cast<int64_t>(block_threads) + threadIdx.x; i < count; i += all) step(i);
 }
 
-// dgamma and dbeta over the groups of a part, and of those before; one thread for each.
+__global__ void fill_values(const __grid_constant__ Values to, const __grid_constant__ Shape shape, int64_t count,
+                            double value) {
+    for_own_indices(count,
+                    [&](int64_t i) { store_double(address_of(to, shape.size, shape.rank, i), to.dtype, value); });
+}
+
+// dgamma and dbeta over the groups of a part, and of those before.
 __global__ void add_groups(const __grid_constant__ Work work) {
-    const int64_t i = blockIdx.x * static_cast<int64_t>(block_threads) + threadIdx.x;
     const int64_t n = work.box.statistics() / work.groups;
-    if (i >= n) return;
-    const auto add = [&](const double* of_groups, double* totals, const Values& to) {
+    const auto add = [&](int64_t i, const double* of_groups, double* totals, const Values& to) {
         double total = work.first ? 0 : totals[i];
         for (int64_t g = 0; g < work.groups; ++g) total += of_groups[g * n + i];
         totals[i] = total;
@@ -236,8 +241,10 @@ __global__ void add_groups(const __grid_constant__ Work work) {
                                    : to.data + odometer(work.box.kept_shape + 1, to.stride, work.box.kept_rank - 1, i);
         store_double(const_cast<char*>(at), to.dtype, total);
     };
-    add(work.dgamma, work.dgamma_total, work.to_dgamma);
-    add(work.dbeta, work.dbeta_total, work.to_dbeta);
+    for_own_indices(n, [&](int64_t i) {
+        add(i, work.dgamma, work.dgamma_total, work.to_dgamma);
+        add(i, work.dbeta, work.dbeta_total, work.to_dbeta);
+    });
 }
 
 template <class Kernel, class... Args>
