@@ -337,6 +337,13 @@ void bind_saved(nb::module_& module) {
                      "memory order, each contiguous run of elements padded to whole bytes; or None.")
         .def_prop_ro(
             "weights", [](const Saved& self) { return self.weights; }, "Forward's weights, or None.")
+        .def("_without_activation",
+             [](const Saved& self) {
+                 Saved plain(self);
+                 plain.activation = batchnorm::Activation::none;
+                 plain.mask = nb::none();
+                 return plain;
+             })
         .def("__repr__",
              [](nb::handle self) {
                  const Saved& saved = nb::cast<const Saved&>(self);

@@ -20,7 +20,7 @@ struct Saved {
     std::vector<double> mean, inv_std, var;  // var: empty if it is not known
     std::vector<double> counts;              // where each statistic has a count of its own
     double count = 0;                        // else of all; 0: not known
-    std::unique_ptr<OnGpu> on_gpu;           // in the place of the vectors
+    std::shared_ptr<OnGpu> on_gpu;           // in the place of the vectors; the same of a copy
     std::vector<std::int64_t> shape;
     nb::object axis;
     Kind kind = Kind::numpy;

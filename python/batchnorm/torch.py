@@ -1,0 +1,429 @@
+"""PyTorch: batch norm that autograd goes through, as functions and as a module in the place of ``torch.nn``'s.
+
+::
+
+    import batchnorm.torch
+
+    model = batchnorm.torch.convert(model)  # every BatchNorm1d, 2d and 3d of it, with their parameters
+    y, saved = batchnorm.torch.batch_norm(x, gamma, beta, activation="relu")
+
+Tensors of any memory format, on the CPU and on GPUs; arguments, formulas and errors are those of
+`batchnorm.functional`. Gradients go to x, gamma, beta and the residual, in reverse and in forward mode, and on the CPU
+gradients in reverse mode have gradients again, but not with weights. What backward keeps is x, and with an activation
+a bit for each element, but y where statistics are frozen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import functional
+from ._core import Saved
+from .functional import Activation, Axis
+from .higher_order import batch_norm_double_backward, batch_norm_jvp
+from .running import pooled, weight_sums
+
+__all__ = ["BatchNorm", "batch_norm", "batch_norm_inference", "convert", "revert"]
+
+
+def batch_norm(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    axis: Axis = 1,
+    eps: float = 1e-5,
+    group_size: int | None = None,
+    weights: Any = None,
+    activation: Activation = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    threads: int | None = None,
+) -> tuple[Tensor, Saved]:
+    """`batchnorm.batch_norm` with gradients: y, and the statistics, through which none flow."""
+    _check_tensor(x)
+    options = {
+        "axis": axis,
+        "eps": eps,
+        "group_size": group_size,
+        "weights": weights,
+        "activation": activation,
+        "negative_slope": negative_slope,
+        "threads": threads,
+    }
+    function = _Training.apply if _records() else _Training.forward
+    y, saved = function(x, gamma, beta, residual, options)
+    return y, saved
+
+
+def batch_norm_inference(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    axis: Axis = 1,
+    eps: float = 1e-5,
+    activation: Activation = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    threads: int | None = None,
+) -> Tensor:
+    """`batchnorm.batch_norm_inference` with gradients, for frozen statistics: mean and var are constants."""
+    _check_tensor(x)
+    options = {
+        "axis": axis,
+        "eps": eps,
+        "activation": activation,
+        "negative_slope": negative_slope,
+        "threads": threads,
+    }
+    function = _Inference.apply if _records() else _Inference.forward
+    y: Tensor = function(x, gamma, beta, residual, mean, var, options)
+    return y
+
+
+class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
+    """``torch.nn.BatchNorm1d``, ``2d`` and ``3d`` in one, with their arguments, attributes and state_dict.
+
+    x has any rank, and num_features along axis (1, or -1 for data that end with the features). The running statistics
+    are moved as PyTorch moves them, by the unbiased variance, in float64 before they are rounded; an empty batch leaves
+    them. activation comes last, after the residual that a call may be given; group_size and a call's weights are those
+    of `batch_norm`, and the running statistics those of the whole batch::
+
+        y = layer(x, residual=skip, weights=mask)
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        axis: int = 1,
+        activation: Activation = None,
+        negative_slope: float = 0.01,
+        group_size: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        more = {} if bias else {"bias": False}  # older PyTorch has no such argument
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
+        self._set(axis, activation, negative_slope, group_size, threads)
+
+    def _set(
+        self,
+        axis: int = 1,
+        activation: Activation = None,
+        negative_slope: float = 0.01,
+        group_size: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.axis = axis
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.group_size = group_size
+        self.threads = threads
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, weights: Any = None) -> Tensor:
+        """Normalize x by its own statistics in training, and where there are no running ones; else by those."""
+        self._check_features(x)
+        options: dict[str, Any] = {
+            "axis": self.axis,
+            "eps": self.eps,
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+            "residual": residual,
+            "threads": self.threads,
+        }
+        if not self.training and self.running_mean is not None:
+            return batch_norm_inference(x, self.running_mean, self.running_var, self.weight, self.bias, **options)
+        y, saved = batch_norm(x, self.weight, self.bias, group_size=self.group_size, weights=weights, **options)
+        if self.training and self.running_mean is not None:
+            self._track(x, saved)
+        return y
+
+    def _check_features(self, x: Tensor) -> None:
+        _check_tensor(x)
+        if not -x.dim() <= self.axis < x.dim():
+            raise ValueError(f"axis {self.axis} is out of range for x of shape {tuple(x.shape)}")
+        if x.shape[self.axis] != self.num_features:
+            raise ValueError(
+                f"x of shape {tuple(x.shape)} has {x.shape[self.axis]} features along axis {self.axis}, this layer has "
+                f"{self.num_features}"
+            )
+
+    def _track(self, x: Tensor, saved: Saved) -> None:
+        mean, var, count = saved.mean, saved.var, saved.count
+        if count is None or x.numel() == 0:
+            return
+        if saved.group_size is not None:
+            mean, var, count = pooled(mean, var, count)
+        values = count if saved.weights is None else _effective_count(x, saved)
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        for running, value in ((self.running_mean, mean), (self.running_var, _unbiased(var, values))):
+            moved = torch.lerp(running.double(), value, momentum)
+            running.copy_(moved if isinstance(count, float) else torch.where(count > 0, moved, running))
+
+    def extra_repr(self) -> str:
+        """PyTorch's, and what differs from its layers."""
+        own: dict[str, tuple[Any, Any]] = {
+            "axis": (self.axis, 1),
+            "group_size": (self.group_size, None),
+            "activation": (self.activation, None),
+        }
+        if self.activation == "leaky_relu":
+            own["negative_slope"] = (self.negative_slope, None)
+        more = [f"{name}={value!r}" for name, (value, usual) in own.items() if value != usual]
+        return ", ".join([super().extra_repr(), *more])
+
+
+_REPLACED = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+
+
+def convert(module: torch.nn.Module) -> torch.nn.Module:
+    """Make every BatchNorm1d, 2d and 3d in a module, and itself if it is one, a `BatchNorm`, and return the module.
+
+    Each stays the object that it is, with its parameters, buffers, hooks and mode: an optimizer that holds the
+    parameters goes on. Subclasses of these classes are left as they are. `revert` goes back.
+    """
+    for one in module.modules():
+        if type(one) in _REPLACED:
+            one._was = type(one)
+            one.__class__ = BatchNorm
+            one._set()
+    return module
+
+
+def revert(module: torch.nn.Module) -> torch.nn.Module:
+    """Make what `convert` changed PyTorch's layers again, for torch.jit, torch.export or ONNX, and return the module.
+
+    A `BatchNorm` that was made as such, or that got an activation, groups or another axis, is left as it is.
+    """
+    for one in module.modules():
+        if type(one) is BatchNorm and hasattr(one, "_was") and one.axis == 1 and not (one.activation or one.group_size):
+            one.__class__ = one._was
+            for name in ("_was", "axis", "activation", "negative_slope", "group_size", "threads"):
+                delattr(one, name)
+    return module
+
+
+# --------------------------------------------------------------------------------------------------------- derivatives
+
+
+class _Training(Function):  # type: ignore[misc]
+    """(x, gamma, beta, residual) to y; the statistics are x's own."""
+
+    @staticmethod
+    def forward(x: Any, gamma: Any, beta: Any, residual: Any, options: Any) -> Any:
+        return functional.batch_norm(_values(x), _values(gamma), _values(beta), residual=_values(residual), **options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, gamma, _, residual, _ = inputs
+        ctx.statistics, ctx.adds = output[1], residual is not None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, gamma)
+        ctx.save_for_forward(x, gamma)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, _: Any) -> Any:
+        if dy is None:
+            return (None,) * 5
+        x, gamma = ctx.saved_tensors
+        saved = ctx.statistics
+        if torch.is_grad_enabled():  # these gradients are to have gradients
+            if saved.activation is not None:
+                dy, saved = dy * _Slopes.apply(x, saved), saved._without_activation()
+            dx, dgamma, dbeta = _TrainingBackward.apply(dy, x, gamma, saved)
+            dresidual = dy
+        else:
+            dx, dgamma, dbeta, dresidual = functional.batch_norm_backward(
+                dy, _values(x), saved, _values(gamma), need_dresidual=ctx.adds
+            )
+        return _wanted(ctx, dx, dgamma, dbeta, dresidual)
+
+    @staticmethod
+    def jvp(ctx: Any, tx: Any, tgamma: Any, tbeta: Any, tresidual: Any, _: Any) -> Any:
+        x, gamma = ctx.saved_tensors
+        saved = ctx.statistics
+        tx = torch.zeros_like(x) if tx is None else tx
+        plain = saved if saved.activation is None else saved._without_activation()
+        ty = _Tangent.apply(tx, x, gamma, tgamma, tbeta, plain)
+        if tresidual is not None:
+            ty = ty + tresidual
+        return ty if saved.activation is None else ty * _Slopes.apply(x, saved), None
+
+
+class _TrainingBackward(Function):  # type: ignore[misc]
+    """(dy, x, gamma) to (dx, dgamma, dbeta), without an activation."""
+
+    @staticmethod
+    def forward(dy: Any, x: Any, gamma: Any, saved: Any) -> Any:
+        return functional.batch_norm_backward(_values(dy), _values(x), saved, _values(gamma))[:3]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        dy, x, gamma, ctx.statistics = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy, x, gamma)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Any, ddgamma: Any, ddbeta: Any) -> Any:
+        dy, x, gamma = ctx.saved_tensors
+        ddx = torch.zeros_like(x) if ddx is None else ddx
+        ddy, dx, dgamma = _DoubleBackward.apply(ddx, dy, x, gamma, ddgamma, ddbeta, ctx.statistics)
+        return ddy, dx, dgamma if gamma is not None else None, None
+
+
+class _DoubleBackward(Function):  # type: ignore[misc]
+    """(ddx, dy, x, gamma, ddgamma, ddbeta) to (ddy, dx, dgamma); no further derivatives."""
+
+    @staticmethod
+    def forward(ddx: Any, dy: Any, x: Any, gamma: Any, ddgamma: Any, ddbeta: Any, saved: Any) -> Any:
+        ddx, dy, x, gamma, ddgamma, ddbeta = map(_values, (ddx, dy, x, gamma, ddgamma, ddbeta))
+        return tuple(batch_norm_double_backward(ddx, dy, x, saved, gamma, ddgamma=ddgamma, ddbeta=ddbeta))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
+class _Tangent(Function):  # type: ignore[misc]
+    """(tx, x, gamma, tgamma, tbeta) to ty, without an activation; no further derivatives."""
+
+    @staticmethod
+    def forward(tx: Any, x: Any, gamma: Any, tgamma: Any, tbeta: Any, saved: Any) -> Any:
+        tx, x, gamma, tgamma, tbeta = map(_values, (tx, x, gamma, tgamma, tbeta))
+        return batch_norm_jvp(tx, x, saved, gamma, tgamma=tgamma, tbeta=tbeta)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
+class _Slopes(Function):  # type: ignore[misc]
+    """The derivative of the activation at each element of x: what it makes of a gradient of ones."""
+
+    @staticmethod
+    def forward(x: Any, saved: Any) -> Any:
+        x = _values(x)
+        return functional.batch_norm_backward(torch.ones_like(x), x, saved, need_dresidual=True).dresidual
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, _: Any) -> Any:
+        return None, None
+
+
+class _Inference(Function):  # type: ignore[misc]
+    """(x, gamma, beta, residual) to y; mean and var are constants."""
+
+    @staticmethod
+    def forward(x: Any, gamma: Any, beta: Any, residual: Any, mean: Any, var: Any, options: Any) -> Any:
+        return functional.batch_norm_inference(
+            _values(x), mean, var, _values(gamma), _values(beta), residual=_values(residual), **options
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, gamma, _, residual, mean, var, ctx.options = inputs
+        ctx.adds = residual is not None
+        y = output if ctx.options["activation"] else None
+        ctx.save_for_backward(x, gamma, mean, var, y)
+        ctx.save_for_forward(x, gamma, mean, var, y)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        x, gamma, mean, var, y = ctx.saved_tensors
+        if torch.is_grad_enabled():  # they are to have gradients: PyTorch's own operations do
+            scale, xhat, reduced = _frozen(ctx.options, x, gamma, mean, var)
+            dresidual = dy if y is None else dy * _slopes_by_sign(ctx.options, y)
+            wide = dresidual.double()
+            dx, dbeta = (wide * scale).to(x.dtype), wide.sum(reduced)
+            dgamma = None if gamma is None else (wide * xhat).sum(reduced).to(gamma.dtype)
+            dbeta = dbeta.to(x.dtype if gamma is None else gamma.dtype)
+        else:
+            dx, dgamma, dbeta, dresidual = functional.batch_norm_inference_backward(
+                dy, _values(x), mean, var, _values(gamma), y=_values(y), need_dresidual=ctx.adds, **ctx.options
+            )
+        return *_wanted(ctx, dx, dgamma, dbeta, dresidual), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tx: Any, tgamma: Any, tbeta: Any, tresidual: Any, *_: Any) -> Any:
+        x, gamma, mean, var, y = ctx.saved_tensors
+        scale, xhat, reduced = _frozen(ctx.options, x, gamma, mean, var)
+        ty = torch.zeros_like(xhat)
+        shape = [1 if d in reduced else n for d, n in enumerate(x.shape)]
+        for tangent, factor in ((tx, scale), (tresidual, None)):
+            if tangent is not None:
+                ty = ty + (tangent.double() if factor is None else tangent.double() * factor)
+        for tangent, factor in ((tgamma, xhat), (tbeta, None)):
+            if tangent is not None:
+                wide = tangent.double().reshape(shape)
+                ty = ty + (wide if factor is None else wide * factor)
+        return (ty if y is None else ty * _slopes_by_sign(ctx.options, y)).to(x.dtype)
+
+
+def _check_tensor(x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is {type(x).__name__}, expected a torch tensor")
+
+
+def _records() -> bool:
+    """Whether PyTorch records operations for derivatives, in reverse or in forward mode."""
+    return bool(torch.is_grad_enabled()) or torch.autograd.forward_ad._current_level >= 0
+
+
+def _values(tensor: Any) -> Any:
+    """Without what autograd knows of a tensor: inside of a Function it does not record."""
+    return tensor.detach() if isinstance(tensor, Tensor) else tensor
+
+
+def _wanted(ctx: Any, dx: Any, dgamma: Any, dbeta: Any, dresidual: Any) -> tuple[Any, ...]:
+    """The gradients of those inputs that need one; the options have none."""
+    grads = (dx, dgamma, dbeta, dresidual)
+    return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
+
+
+def _slopes_by_sign(options: Any, y: Tensor) -> Tensor:
+    slope = options["negative_slope"] if options["activation"] == "leaky_relu" else 0.0
+    return torch.where(y > 0, 1.0, slope).to(y.dtype)
+
+
+def _frozen(options: Any, x: Any, gamma: Any, mean: Any, var: Any) -> tuple[Tensor, Tensor, list[int]]:
+    """Gamma * inv_std and xhat in float64, and the axes that statistics are the same along."""
+    axes = options["axis"] if isinstance(options["axis"], tuple) else (options["axis"],)
+    kept = {a % x.dim() for a in axes}
+    shape = [n if d in kept else 1 for d, n in enumerate(x.shape)]
+    inv_std = (var.double() + options["eps"]).rsqrt().reshape(shape)
+    scale = inv_std if gamma is None else inv_std * gamma.double().reshape(shape)
+    xhat = (x.double() - mean.double().reshape(shape)) * inv_std
+    return scale, xhat, [d for d in range(x.dim()) if d not in kept]
+
+
+def _effective_count(x: Tensor, saved: Saved) -> Tensor:
+    total, squares = (
+        torch.from_numpy(sums).to(x.device) for sums in weight_sums(tuple(x.shape), saved.weights, saved.axis)
+    )
+    return total**2 / (squares + (squares == 0))
+
+
+def _unbiased(var: Tensor, values: Any) -> Tensor:
+    """Var * M / (M - 1); biased where M is not above 1."""
+    if isinstance(values, float):
+        return var * (values / (values - 1))
+    return torch.where(values > 1, var * (values / (values - 1)), var)

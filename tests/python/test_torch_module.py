@@ -1,0 +1,325 @@
+"""batchnorm.torch: derivatives against finite differences and PyTorch's own, and its module in the place of
+PyTorch's."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from checks import same_bits
+from child import run_python
+
+import batchnorm as bn
+
+torch = pytest.importorskip("torch")
+import batchnorm.torch  # noqa: E402
+
+nn, functional = torch.nn, torch.nn.functional
+bnt = batchnorm.torch
+# PyTorch says of its own use of it in forward mode that torch.jit is deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+LAYOUTS = [((6, 3), 1), ((4, 3, 5), 1), ((3, 2, 2, 3), -1)]
+ACTIVATIONS = {None: lambda v: v, "relu": torch.relu, "leaky_relu": lambda v: functional.leaky_relu(v, 0.01)}
+
+
+def leaves(*shapes, dtype=torch.float64):
+    torch.manual_seed(0)
+    return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+
+
+def check_derivatives(function, inputs, second=True):
+    check = torch.autograd
+    assert check.gradcheck(function, inputs)
+    assert check.gradcheck(function, inputs, check_forward_ad=True, check_backward_ad=False)
+    if second:
+        assert check.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
+def test_derivatives(shape, axis, activation, with_residual):
+    """To first and second order, in reverse and in forward mode."""
+    inputs = leaves(shape, 3, 3, *([shape] if with_residual else []))
+    mean, var = torch.randn(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64) + 0.5
+
+    def training(x, gamma, beta, residual=None):
+        return bnt.batch_norm(x, gamma, beta, axis=axis, activation=activation, residual=residual)[0]
+
+    def inference(x, gamma, beta, residual=None):
+        return bnt.batch_norm_inference(x, mean, var, gamma, beta, axis=axis, activation=activation, residual=residual)
+
+    for function in (training, inference):
+        check_derivatives(function, inputs)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_derivatives_of_options(affine):
+    inputs = leaves((6, 3, 4), *([3, 3] if affine else []))
+    weights = torch.rand(6, 4, dtype=torch.float64)
+    check_derivatives(lambda *a: bnt.batch_norm(*a, group_size=4)[0], inputs)
+    check_derivatives(lambda *a: bnt.batch_norm(*a, axis=(1, 2))[0], (leaves((6, 3, 4))[0],))
+    assert torch.autograd.gradcheck(lambda *a: bnt.batch_norm(*a, weights=weights)[0], inputs)
+    x = inputs[0]
+    dx = torch.autograd.grad(bnt.batch_norm(*inputs, weights=weights)[0].pow(3).sum(), x, create_graph=True)[0]
+    with pytest.raises(ValueError, match="saved has weights"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_function_transforms(activation):
+    """torch.func: gradients, gradients of gradients, and forward mode."""
+    x, gamma, beta = (t.detach() for t in leaves((6, 3, 4), 3, 3))
+    act = ACTIVATIONS[activation]
+
+    def ours(x, gamma):
+        return bnt.batch_norm(x, gamma, beta, activation=activation)[0].pow(3).sum()
+
+    def theirs(x, gamma):
+        return act(functional.batch_norm(x, None, None, gamma, beta, True)).pow(3).sum()
+
+    def second(function):
+        return lambda x, gamma: torch.func.grad(function)(x, gamma).square().sum()
+
+    for argnum in (0, 1):
+        for wrap in (lambda f: f, second):
+            got, want = (torch.func.grad(wrap(f), argnum)(x, gamma) for f in (ours, theirs))
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    got, want = (torch.func.jvp(f, (x, gamma), (x.cos(), gamma.cos()))[1] for f in (ours, theirs))
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    with pytest.raises(RuntimeError, match="does not have vmap support"):
+        torch.func.vmap(lambda v: ours(v, gamma))(torch.stack([x, x]))
+
+
+def test_the_bits_of_the_plain_functions():
+    x, gamma, beta, residual = leaves((8, 5, 7, 7), 5, 5, (8, 5, 7, 7), dtype=torch.float32)
+    plain = [t.detach() for t in (x, gamma, beta)]
+    settings = {"activation": "relu", "eps": 1e-3}
+    dy = torch.randn(8, 5, 7, 7)
+    y, saved = bnt.batch_norm(x, gamma, beta, residual=residual, **settings)
+    y.backward(dy)
+    want, want_saved = bn.batch_norm(*plain, residual=residual.detach(), **settings)
+    grads = bn.batch_norm_backward(dy, plain[0], want_saved, plain[1], need_dresidual=True)
+    assert torch.equal(y, want)
+    assert torch.equal(saved.mean, want_saved.mean)
+    for leaf, grad in zip((x, gamma, beta, residual), grads, strict=True):
+        assert torch.equal(leaf.grad, grad)
+        leaf.grad = None
+    mean, var = torch.randn(5), torch.rand(5)
+    y = bnt.batch_norm_inference(x, mean, var, gamma, beta, residual=residual, **settings)
+    y.backward(dy)
+    want = bn.batch_norm_inference(plain[0], mean, var, *plain[1:], residual=residual.detach(), **settings)
+    grads = bn.batch_norm_inference_backward(dy, plain[0], mean, var, plain[1], y=want, need_dresidual=True, **settings)
+    assert torch.equal(y, want)
+    for leaf, grad in zip((x, gamma, beta, residual), grads, strict=True):
+        assert torch.equal(leaf.grad, grad)
+
+
+def test_only_the_gradients_that_are_needed():
+    x, gamma, beta = leaves((6, 3, 4), 3, 3)
+    for needed in ([0], [1], [2], [0, 2], []):
+        inputs = [t.detach().requires_grad_(i in needed) for i, t in enumerate((x, gamma, beta))]
+        y = bnt.batch_norm(*inputs)[0]
+        assert y.requires_grad == bool(needed)
+        if needed:
+            y.square().sum().backward()
+        assert [t.grad is not None for t in inputs] == [i in needed for i in range(3)]
+    with torch.no_grad():
+        assert not bnt.batch_norm(x, gamma, beta)[0].requires_grad
+    with torch.inference_mode():
+        assert bnt.batch_norm_inference(x, 0.0, 1.0, gamma, beta).is_inference()
+
+
+def test_what_changed_in_between_is_refused():
+    x, gamma, beta = leaves((6, 3, 4), 3, 3)
+    a = x * 1
+    y = bnt.batch_norm(a, gamma, beta)[0]
+    a.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    with pytest.raises(TypeError, match="x is ndarray, expected a torch tensor"):
+        bnt.batch_norm(np.zeros((4, 3)))
+    with pytest.raises(TypeError, match="mean requires grad, which this function would lose"):
+        bnt.batch_norm_inference(x, gamma, 1.0)
+
+
+def test_checkpoints():
+    from torch.utils.checkpoint import checkpoint
+
+    x, gamma, beta = leaves((6, 3, 4), 3, 3)
+    for leaf in (x, gamma):
+        got, want = (
+            torch.autograd.grad(call(lambda v: bnt.batch_norm(v, gamma, beta)[0]).pow(3).sum(), leaf)[0]
+            for call in (lambda f: checkpoint(f, x, use_reentrant=False), lambda f: f(x))
+        )
+        assert torch.equal(got, want)
+
+
+# ---------------------------------------------------------------------------------------------------------- the module
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.Flatten(),
+        nn.LazyBatchNorm1d(affine=False), nn.Linear(4 * 8 * 8, 2), nn.BatchNorm1d(2, track_running_stats=False),
+    )  # fmt: skip
+
+
+def train(net, x, steps=4):
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    for step in range(steps):
+        optimizer.zero_grad()
+        net(x * (step + 1)).pow(3).mean().backward()
+        optimizer.step()
+    return net(x).detach(), net.eval()(x).detach()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_trains_as_pytorch(memory_format):
+    """A network in float64, layers of all kinds: outputs, parameters, running statistics."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 12, 12).to(memory_format=memory_format)
+    theirs = network()
+    theirs(x)  # the lazy one becomes another
+    theirs = theirs.double()
+    ours = bnt.convert(copy.deepcopy(theirs))
+    assert [type(layer) is bnt.BatchNorm for layer in ours] == [i in (1, 4, 6, 8) for i in range(9)]
+    for got, want in zip(train(ours, x.double()), train(theirs, x.double()), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    state = theirs.state_dict()
+    assert list(ours.state_dict()) == list(state)
+    for key, value in ours.state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=1e-9, atol=1e-9)
+
+
+def test_convert_keeps_objects_and_revert_goes_back():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    net.append(net[1])  # shared
+    seen = []
+    net[1].register_forward_hook(lambda *_: seen.append(1))
+    layer, weight, text = net[1], net[1].weight, repr(net)
+    assert bnt.convert(net.eval()) is net
+    assert net[1] is net[3] is layer
+    assert type(layer) is bnt.BatchNorm
+    assert isinstance(layer, nn.modules.batchnorm._BatchNorm)  # what freezes and counts such layers looks for
+    assert layer.weight is weight
+    assert not layer.training
+    net.train()(torch.randn(4, 3, 6, 6))
+    assert len(seen) == 2
+    assert layer.num_batches_tracked == 2
+    assert repr(bnt.revert(net)) == text
+    assert type(layer) is nn.BatchNorm2d
+    assert vars(layer).keys() == vars(nn.BatchNorm2d(8)).keys()
+    only = bnt.convert(nn.BatchNorm1d(3))
+    only.activation = "relu"
+    assert type(bnt.revert(only)) is bnt.BatchNorm
+
+    class Own(nn.BatchNorm2d):
+        pass
+
+    assert type(bnt.convert(Own(3))) is Own
+
+
+def test_the_module_is_the_layer():
+    """The statistics that bn.BatchNorm has, with groups, weights and activation."""
+    rng = np.random.default_rng(0)
+    weights = rng.random((6, 5))
+    weights[:, 2] = 0
+    for settings, call in (
+        ({}, {}),
+        ({"momentum": None}, {}),
+        ({"axis": -1, "activation": "leaky_relu", "negative_slope": 0.2}, {}),
+        ({"group_size": 4, "activation": "relu"}, {}),
+        ({}, {"weights": weights}),
+        ({"axis": 1}, {"weights": (rng.random((6, 5, 5)) < 0.7) & (np.arange(5) != 1)[:, None]}),
+    ):
+        ours, layer = bnt.BatchNorm(5, dtype=torch.float64, **settings), bn.BatchNorm(5, dtype="float64", **settings)
+        for _ in range(3):
+            x = rng.normal(2, 3, (6, 5, 5))
+            y = ours(torch.from_numpy(x), **{k: torch.from_numpy(v) for k, v in call.items()})
+            assert same_bits(y.detach().numpy(), layer(x, **call))
+        for name in ("running_mean", "running_var"):
+            np.testing.assert_allclose(getattr(ours, name), getattr(layer, name), rtol=1e-14, atol=1e-15)
+        x = rng.normal(2, 3, (6, 5, 5))
+        residual = rng.normal(0, 1, x.shape)
+        y = ours.eval()(torch.from_numpy(x), residual=torch.from_numpy(residual))
+        np.testing.assert_allclose(y.detach(), layer.eval()(x, residual=residual), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits(dtype):
+    """x of 16 bits beside parameters and statistics in float32, as autocast has it, and all in 16 bits."""
+    x = (torch.randn(16, 4, 5, 5) * 3 + 2).to(dtype)
+    theirs = nn.BatchNorm2d(4)
+    ours = bnt.convert(copy.deepcopy(theirs))
+    y = ours(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), theirs(x.float()), rtol=torch.finfo(dtype).eps, atol=1e-2)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    y.float().sum().backward()
+    assert ours.weight.grad.dtype == torch.float32
+    assert ours.to(dtype)(x).dtype == dtype
+
+
+def test_copies():
+    layer = bnt.BatchNorm(5, affine=False, activation="relu", group_size=2, axis=-1)
+    text = "BatchNorm(5, eps=1e-05, momentum=0.1, affine=False"
+    x = torch.randn(6, 2, 5)
+    layer(x)
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert repr(again) == repr(layer)
+        assert repr(again).startswith(text)
+        assert repr(again).endswith("axis=-1, group_size=2, activation='relu')")
+        assert torch.equal(again.eval()(x), layer.eval()(x))
+        layer.train()
+    assert bnt.BatchNorm(5, bias=False).bias is None
+
+
+def test_empty_batches_and_errors():
+    layer = bnt.BatchNorm(3)
+    assert layer(torch.zeros(0, 3, 4)).shape == (0, 3, 4)
+    assert layer.num_batches_tracked == 0
+    for x, error, text in (
+        (torch.zeros(4, 5), ValueError, r"x of shape \(4, 5\) has 5 features along axis 1, this layer has 3"),
+        (torch.zeros(4), ValueError, r"axis 1 is out of range for x of shape \(4,\)"),
+        (np.zeros((4, 3)), TypeError, "x is ndarray, expected a torch tensor"),
+        (torch.zeros(1, 3), ValueError, "one value for each statistic"),
+        (torch.zeros(4, 3, dtype=torch.int32), TypeError, "x has dtype torch.int32"),
+    ):
+        with pytest.raises(error, match=text):
+            layer(x)
+    assert not layer.running_mean.any()
+
+
+def test_compiled_and_traced():
+    """torch.compile goes around it; what records operations refuses it, and takes what revert makes of it."""
+    code = """
+    import torch, warnings, batchnorm.torch
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    x = torch.randn(4, 3, 8, 8)
+    want = net(x)
+    batchnorm.torch.convert(net)
+    compiled = torch.compile(net, backend="aot_eager")
+    got = compiled(x)
+    got.square().sum().backward()
+    print((got - want).abs().max().item() < 1e-5, net[1].weight.grad is not None)
+    try:
+        torch.jit.trace(net, x, check_trace=False)
+    except TypeError as error:
+        print(error)
+    traced = torch.jit.trace(batchnorm.torch.revert(net.eval()), x)
+    print(torch.equal(traced(x), net(x)))
+    """
+    import textwrap
+
+    ended = run_python("-c", textwrap.dedent(code), timeout=300)
+    assert ended.stdout.splitlines() == [
+        "True True",
+        "x is traced by torch.jit, which cannot record this function: call it outside the trace",
+        "True",
+    ], ended.stderr
