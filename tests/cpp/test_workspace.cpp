@@ -12,7 +12,7 @@ void exactly_enough(Op op, Example& e, Call& call) {
     std::size_t needed = 0;
     CHECK(core::workspace_bytes(op, call.x, call.axes, call.options, needed).ok());
     CHECK(needed > 0);
-    constexpr std::size_t guard = 1 << 20;  // more than what a thread packs into
+    constexpr std::size_t guard = 4096;
     for (const std::size_t misalignment : {std::size_t{0}, std::size_t{1}, std::size_t{63}}) {
         std::vector<unsigned char> memory(64 + misalignment + needed + guard, Tensor::sentinel);
         unsigned char* const data = memory.data() + 64 + misalignment;
@@ -59,56 +59,50 @@ void exact_and_too_small() {
 
 // Weights of every kind, which a call may have to pack beside the operands; and the other options.
 void with_options() {
+    int turn = 0;
     for (const Setup& setup :
-         {Setup{{32, 16, 7, 7}, {1}}, Setup{{32, 40, 3}, {1}, DType::bf16}, Setup{{9, 5, 600}, {1}, DType::f64},
-          Setup{{60, 9, 40}, {-1}}, Setup{{300, 70}, {1}, DType::f16}, Setup{{12, 6, 9, 5}, {0, 2}},
+         {Setup{{32, 16, 7, 7}, {1}}, Setup{{9, 5, 300}, {1}, DType::f64}, Setup{{60, 9, 16}, {-1}, DType::bf16},
           Setup{{6, 49, 16}, {-1}, DType::f32, Layout::records, Layout::transposed, Layout::every_second}})
-        for (const Layout layout : {Layout::contiguous, Layout::every_second, Layout::padded, Layout::reversed,
-                                    Layout::repeated_first, Layout::repeated_last, Layout::transposed})
-            for (const bool of_kept_axes : {false, true})
-                for (const Op op : {Op::batch_norm, Op::batch_norm_backward, Op::moments, Op::normalize, Op::grad_sums,
-                                    Op::input_grad})
-                    for (const int threads : {1, 3}) {
-                        Example e(setup);
-                        Call call = e.call();
-                        call.options.threads = threads;
-                        Shape shape = setup.shape;
-                        if (!of_kept_axes)
-                            for (const int axis : setup.axes)
-                                shape[static_cast<std::size_t>(axis < 0 ? axis + call.x.rank : axis)] = 1;
-                        Tensor weights(setup.dtype == DType::f64 ? DType::f64 : DType::f32, shape, layout);
-                        weights.fill(Values(static_cast<std::size_t>(product(shape)), 1));
-                        const batchnorm::View view = weights.view();
-                        call.options.weights = &view;
-                        context = std::string(name(op)) + " " + text(setup) + " weights " + text(shape) + " " +
-                                  name(layout) + " threads " + std::to_string(threads);
-                        exactly_enough(op, e, call);
+        for (const Layout layout :
+             {Layout::contiguous, Layout::every_second, Layout::repeated_last, Layout::transposed})
+            for (const Op op :
+                 {Op::batch_norm, Op::batch_norm_backward, Op::moments, Op::normalize, Op::grad_sums, Op::input_grad}) {
+                Example e(setup);
+                Call call = e.call();
+                call.options.threads = ++turn % 2 ? 1 : 3;
+                Shape shape = setup.shape;
+                if (turn % 3 == 0) shape[static_cast<std::size_t>((setup.axes[0] + call.x.rank) % call.x.rank)] = 1;
+                Tensor weights(setup.dtype == DType::f64 ? DType::f64 : DType::f32, shape, layout);
+                weights.fill(Values(static_cast<std::size_t>(product(shape)), 1));
+                const batchnorm::View view = weights.view();
+                call.options.weights = &view;
+                context = std::string(name(op)) + " " + text(setup) + " weights " + text(shape) + " " + name(layout) +
+                          " threads " + std::to_string(call.options.threads);
+                exactly_enough(op, e, call);
 
-                        if (layout != Layout::contiguous) continue;
-                        if (setup.axes[0] != 0) call.options.group_size = setup.shape[0] / 2 + 1;
-                        if (op == Op::batch_norm || op == Op::moments) {
-                            call.options.workspace = {};
-                            call.options.weights = of_kept_axes ? &view : nullptr;
-                            Shape kept = e.problem.kept_shape;
-                            if (call.options.group_size) kept.insert(kept.begin(), 2);
-                            for (int i = 0; i < 3; ++i) {
-                                e.result[i] = Tensor(DType::f64, kept, Layout::contiguous, Example::guard);
-                                call.result[i] = e.result[i].mut();
-                            }
-                            std::vector<std::uint8_t> mask;
-                            if (op == Op::batch_norm) {
-                                call.options.residual = &call.dy;
-                                call.options.activation = batchnorm::Activation::relu;
-                                std::size_t bytes = 0;
-                                batchnorm::Options geometry;
-                                geometry.group_size = call.options.group_size;
-                                CHECK(core::mask_bytes(call.x, call.axes, geometry, bytes).ok());
-                                mask.resize(bytes);
-                                call.mask = mask.data();
-                            }
-                            exactly_enough(op, e, call);
-                        }
-                    }
+                if (op != Op::batch_norm && op != Op::moments) continue;
+                context += " in groups";
+                call.options.workspace = {};
+                call.options.group_size = setup.shape[0] / 2 + 1;
+                Shape groups = e.problem.kept_shape;
+                groups.insert(groups.begin(), 2);
+                for (int i = 0; i < 3; ++i) {
+                    e.result[i] = Tensor(DType::f64, groups, Layout::contiguous, Example::guard);
+                    call.result[i] = e.result[i].mut();
+                }
+                std::vector<std::uint8_t> mask;
+                if (op == Op::batch_norm) {
+                    call.options.residual = &call.dy;
+                    call.options.activation = batchnorm::Activation::relu;
+                    batchnorm::Options geometry;
+                    geometry.group_size = call.options.group_size;
+                    std::size_t bytes = 0;
+                    CHECK(core::mask_bytes(call.x, call.axes, geometry, bytes).ok());
+                    mask.resize(bytes);
+                    call.mask = mask.data();
+                }
+                exactly_enough(op, e, call);
+            }
 }
 
 // Sizes are known before there is any memory; of strides they depend on x's.

@@ -33,8 +33,17 @@ __device__ Value merge_warp(Value value) {
 // The same of `count` values, value(0) to value(count - 1).
 template <class Value, class At>
 __device__ Value merge_by_warp(int64_t count, const At& at) {
+    constexpr int together = 4;  // in flight: each takes as long as merging them
     Value value = {};
-    for (int64_t i = threadIdx.x % warp_threads; i < count; i += warp_threads) value = merge(value, at(i));
+    int64_t i = threadIdx.x % warp_threads;
+    for (; i + (together - 1) * warp_threads < count; i += together * warp_threads) {
+        Value next[together];
+#pragma unroll
+        for (int j = 0; j < together; ++j) next[j] = at(i + j * warp_threads);
+#pragma unroll
+        for (int j = 0; j < together; ++j) value = merge(value, next[j]);
+    }
+    for (; i < count; i += warp_threads) value = merge(value, at(i));
     return merge_warp(value);
 }
 
