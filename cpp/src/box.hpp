@@ -64,7 +64,7 @@ inline constexpr int64_t least_folded_rows = 8;
 inline constexpr int64_t most_plane_lanes = 256;
 
 // Which planes become lanes. To gather the sums of lanes, and to write their coefficients out, is worth while of many
-// rows, and of fewer if a plane has no more than so many elements for each row (docs/performance.md).
+// rows, and of fewer if a plane has no more than so many elements for each row (docs/experiments.md).
 struct PlaneLimits {
     int64_t elements = most_plane_lanes;
     int64_t elements_to_row = 8, many_rows = 20;

@@ -20,7 +20,7 @@ constexpr int64_t large_ahead = 6144, least_read_ahead = 12 << 20;
 constexpr int64_t page_bytes = 4096;
 // Outputs of this size are large, and written past the caches unless these have what is overwritten: of calls that only
 // apply, that go over x twice, and over dy as well. The more a call reads, the sooner its output pushes out what it
-// reads again (docs/performance.md).
+// reads again (docs/experiments.md).
 constexpr int64_t large_bytes[] = {24 << 20, 16 << 20, 8 << 20};
 // What all operands of a call may have together, to stay in the caches that threads share.
 constexpr int64_t shared_cache_bytes = 16 << 20;

@@ -79,7 +79,7 @@ struct Run {
     // Whole cache lines of slots.
     static constexpr int64_t statistic_block = 64;
 
-    // What was read before: of its end the caches have most (docs/performance.md).
+    // What was read before: of its end the caches have most (docs/experiments.md).
     template <class Apply>
     void apply_again() const noexcept {
         apply_in<Apply>(plan.from_end ? Order::backwards : Order::forwards);

@@ -76,7 +76,7 @@ class RowGradSums {
 
 template <class T, Flavour flavour, bool cached>
 void grad_sums_lane_of(const LaneGradSumsArgs args) noexcept {  // not in memory that sums may overwrite
-    // Two operands: past the caches half as many rows as of one (docs/performance.md).
+    // Two operands: past the caches half as many rows as of one (docs/experiments.md).
     constexpr int block = is_half<T> ? 16 : cached ? 8 : 4, run = 8, chain = 2, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);

@@ -83,7 +83,7 @@ class Normalizer {
 
     // Fetches what is written, where a vector is a line: stores of some take longer. Past the end of a row of lanes, or
     // of `step` rows that end with the last-th, those lines that come next: what lies in a gap between rows may be
-    // another thread's, which would wait for it (docs/performance.md).
+    // another thread's, which would wait for it (docs/experiments.md).
     class OutputAhead {
       public:
         OutputAhead(const NormalizeArgs& args, int64_t last, int64_t step) : distance_(args.output_ahead) {

@@ -177,14 +177,14 @@ inline void prefetch_next(const void* line) { __builtin_prefetch(line, 0, 3); }
 inline void prefetch_to_write(const void* line) { __builtin_prefetch(line, 1, 3); }
 
 // Of a row that is streamed, the line that it shares with what is behind it. A whole line is left alone: streaming to
-// one that the caches have takes longer than all others of a row of a few KB (docs/performance.md).
+// one that the caches have takes longer than all others of a row of a few KB (docs/experiments.md).
 inline void prefetch_end(const void* end) {
     if (reinterpret_cast<std::uintptr_t>(end) % 64 != 0) prefetch_to_write(end);
 }
 
 // Walks rows in memory order that are read rows_ahead later. A block of rows is read across, column by column, which
 // hardware prefetchers take for no stream at all; with these fetched in order it comes at the memory's speed
-// (docs/performance.md).
+// (docs/experiments.md).
 class RowsAhead {
   public:
     RowsAhead(const void* const* rows, int64_t row, int64_t listed, int64_t row_bytes) : row_bytes_(row_bytes) {

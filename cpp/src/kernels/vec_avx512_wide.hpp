@@ -1,6 +1,6 @@
 // Vec for AVX-512 (F, VL): 16 floats or 8 doubles, for processors whose units of 512 bits are no two halves. Beside
 // instructions of 512 bits, such a one (Intel's) has a unit less for those of 256 bits: forward within L2 takes up to
-// 1.27 times as long with sums by these (docs/performance.md).
+// 1.27 times as long with sums by these (docs/experiments.md).
 #pragma once
 
 #include "vec_avx512_floats.hpp"
