@@ -54,7 +54,7 @@ class Context:
         self._frozen = frozen
         self._residual = residual
         self._exchange = exchange  # where x was a part of the batch
-        self._overwritten = out is not None and _address(out) == _address(x)
+        self._overwritten = _is_same(x, out)
 
 
 class BatchNorm:
@@ -495,9 +495,13 @@ def _number(argument: str, value: Any) -> float:
         raise TypeError(f"{argument} must be a number, got {value!r}") from None
 
 
-def _address(array: Any) -> int:
-    """Where the first element of an array that can be written to lies."""
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr())
+def _is_same(x: Any, out: Any) -> bool:
+    """Whether out, which may overlap x only as a whole, is x."""
+    if type(out) is not type(x) or math.prod(x.shape) == 0:
+        return False
+    if isinstance(x, np.ndarray):
+        return bool(x.ctypes.data == out.ctypes.data)
+    return bool(x.data_ptr() == out.data_ptr())
 
 
 def _beside(x: Any, array: npt.NDArray[Any] | None) -> Any:

@@ -101,8 +101,10 @@ class BatchRenorm(Corrected):
 
     @running.setter
     def running(self, policy: Running) -> None:
-        if not isinstance(policy, Exponential):
-            raise ValueError(f"momentum must be a number, got {policy!r}: {EXPONENTIAL}")
+        if not isinstance(policy, Exponential) or policy.sense != "torch" or policy.corrected:
+            raise ValueError(
+                f"running must be a plain bn.Exponential in PyTorch's sense, got {policy!r}: {EXPONENTIAL}"
+            )
         self._running = policy
 
     def reset_running_statistics(self) -> None:

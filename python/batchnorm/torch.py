@@ -8,9 +8,9 @@
     y, saved = batchnorm.torch.batch_norm(x, gamma, beta, activation="relu")
 
 Tensors of any memory format, on the CPU and on GPUs; arguments, formulas and errors are those of
-`batchnorm.functional`. Gradients go to x, gamma, beta and the residual, in reverse and in forward mode, and on the CPU
-gradients in reverse mode have gradients again, but not with weights. What backward keeps is x, and with an activation
-a bit for each element, but y where statistics are frozen.
+`batchnorm.functional`. Gradients go to x, gamma, beta and the residual. On the CPU there is forward mode, too, and
+gradients have gradients again, in training not with weights; modes do not nest (a `torch.func.jvp` of a gradient). What
+backward keeps is x, and with an activation a bit for each element, or y where statistics are frozen.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ __all__ = ["BatchNorm", "batch_norm", "batch_norm_inference", "convert", "revert
 
 def batch_norm(
     x: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
+    gamma: Any = None,
+    beta: Any = None,
     *,
     axis: Axis = 1,
     eps: float = 1e-5,
@@ -46,6 +46,9 @@ def batch_norm(
 ) -> tuple[Tensor, Saved]:
     """`batchnorm.batch_norm` with gradients: y, and the statistics, through which none flow."""
     _check_tensor(x)
+    _check_constants(weights=weights)
+    axis, kept = _kept(x, axis)
+    gamma, beta = _full(x, gamma, kept), _full(x, beta, kept)
     options = {
         "axis": axis,
         "eps": eps,
@@ -62,10 +65,10 @@ def batch_norm(
 
 def batch_norm_inference(
     x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
     *,
     axis: Axis = 1,
     eps: float = 1e-5,
@@ -76,6 +79,9 @@ def batch_norm_inference(
 ) -> Tensor:
     """`batchnorm.batch_norm_inference` with gradients, for frozen statistics: mean and var are constants."""
     _check_tensor(x)
+    _check_constants(mean=mean, var=var)
+    axis, kept = _kept(x, axis)
+    mean, var, gamma, beta = (_full(x, one, kept) for one in (mean, var, gamma, beta))
     options = {
         "axis": axis,
         "eps": eps,
@@ -148,7 +154,7 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
         if not self.training and self.running_mean is not None:
             return batch_norm_inference(x, self.running_mean, self.running_var, self.weight, self.bias, **options)
         y, saved = batch_norm(x, self.weight, self.bias, group_size=self.group_size, weights=weights, **options)
-        if self.training and self.running_mean is not None:
+        if self.training and self.track_running_stats and self.running_mean is not None:
             self._track(x, saved)
         return y
 
@@ -169,8 +175,12 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
         if saved.group_size is not None:
             mean, var, count = pooled(mean, var, count)
         values = count if saved.weights is None else _effective_count(x, saved)
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        momentum = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
+        if momentum is None:
+            return  # as PyTorch has it: an average over batches that nobody counts
         for running, value in ((self.running_mean, mean), (self.running_var, _unbiased(var, values))):
             moved = torch.lerp(running.double(), value, momentum)
             running.copy_(moved if isinstance(count, float) else torch.where(count > 0, moved, running))
@@ -230,21 +240,22 @@ class _Training(Function):  # type: ignore[misc]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, gamma, _, residual, _ = inputs
+        x, gamma, _, residual, options = inputs
         ctx.statistics, ctx.adds = output[1], residual is not None
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, gamma)
+        weights = options["weights"]  # for PyTorch to see that they do not change
+        ctx.save_for_backward(x, gamma, weights if isinstance(weights, Tensor) else None)
         ctx.save_for_forward(x, gamma)
 
     @staticmethod
     def backward(ctx: Any, dy: Any, _: Any) -> Any:
         if dy is None:
             return (None,) * 5
-        x, gamma = ctx.saved_tensors
+        x, gamma, _ = ctx.saved_tensors
         saved = ctx.statistics
-        if torch.is_grad_enabled():  # these gradients are to have gradients
+        if _records():  # these gradients are to have gradients
             if saved.activation is not None:
-                dy, saved = dy * _Slopes.apply(x, saved), saved._without_activation()
+                dy, saved = _through(dy, _Slopes.apply(x, saved)), saved._without_activation()
             dx, dgamma, dbeta = _TrainingBackward.apply(dy, x, gamma, saved)
             dresidual = dy
         else:
@@ -255,14 +266,14 @@ class _Training(Function):  # type: ignore[misc]
 
     @staticmethod
     def jvp(ctx: Any, tx: Any, tgamma: Any, tbeta: Any, tresidual: Any, _: Any) -> Any:
-        x, gamma = ctx.saved_tensors
+        x, gamma = ctx.saved_tensors[:2]
         saved = ctx.statistics
         tx = torch.zeros_like(x) if tx is None else tx
         plain = saved if saved.activation is None else saved._without_activation()
         ty = _Tangent.apply(tx, x, gamma, tgamma, tbeta, plain)
         if tresidual is not None:
             ty = ty + tresidual
-        return ty if saved.activation is None else ty * _Slopes.apply(x, saved), None
+        return ty if saved.activation is None else _through(ty, _Slopes.apply(x, saved)), None
 
 
 class _TrainingBackward(Function):  # type: ignore[misc]
@@ -349,13 +360,12 @@ class _Inference(Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         x, gamma, mean, var, y = ctx.saved_tensors
-        if torch.is_grad_enabled():  # they are to have gradients: PyTorch's own operations do
+        if _records():  # they are to have gradients: PyTorch's own operations do
             scale, xhat, reduced = _frozen(ctx.options, x, gamma, mean, var)
-            dresidual = dy if y is None else dy * _slopes_by_sign(ctx.options, y)
+            dresidual = dy if y is None else _through(dy, _slopes_by_sign(ctx.options, y))
             wide = dresidual.double()
-            dx, dbeta = (wide * scale).to(x.dtype), wide.sum(reduced)
-            dgamma = None if gamma is None else (wide * xhat).sum(reduced).to(gamma.dtype)
-            dbeta = dbeta.to(x.dtype if gamma is None else gamma.dtype)
+            dx, product = (wide * scale).to(x.dtype), wide * xhat
+            dgamma, dbeta = (one.sum(reduced) if reduced else one for one in (product, wide))
         else:
             dx, dgamma, dbeta, dresidual = functional.batch_norm_inference_backward(
                 dy, _values(x), mean, var, _values(gamma), y=_values(y), need_dresidual=ctx.adds, **ctx.options
@@ -375,12 +385,44 @@ class _Inference(Function):  # type: ignore[misc]
             if tangent is not None:
                 wide = tangent.double().reshape(shape)
                 ty = ty + (wide if factor is None else wide * factor)
-        return (ty if y is None else ty * _slopes_by_sign(ctx.options, y)).to(x.dtype)
+        return (ty if y is None else _through(ty, _slopes_by_sign(ctx.options, y))).to(x.dtype)
 
 
 def _check_tensor(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is {type(x).__name__}, expected a torch tensor")
+
+
+def _check_constants(**constants: Any) -> None:
+    """Refuse arguments whose gradient or tangent would be lost; inside of a Function nobody would see it."""
+    for name, one in constants.items():
+        if not isinstance(one, Tensor):
+            continue
+        if one.requires_grad:
+            raise TypeError(f"{name} requires grad, which this function would lose: pass {name}.detach()")
+        forward_ad = torch.autograd.forward_ad
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(one).tangent is not None:
+            raise TypeError(f"{name} has a tangent, which this function would lose: pass its primal")
+
+
+def _kept(x: Tensor, axis: Any) -> tuple[Any, list[int] | None]:
+    """Axis as a tuple, and the shape of these axes in x's order; None where the functions will refuse it."""
+    axes = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    if not all(isinstance(a, int) and -x.dim() <= a < x.dim() for a in axes):
+        return axis, None
+    return axes, [x.shape[a] for a in sorted(a % x.dim() for a in axes)]
+
+
+def _full(x: Tensor, parameter: Any, shape: list[int] | None) -> Any:
+    """A parameter as a tensor of the kept axes' shape, which a number has for all."""
+    if parameter is None or shape is None:
+        return parameter
+    if not isinstance(parameter, Tensor):
+        try:
+            parameter = torch.as_tensor(parameter, dtype=torch.float64, device=x.device)
+        except (TypeError, ValueError):
+            return parameter  # the functions say what is wrong with it
+    return parameter.expand(shape) if parameter.dim() == 0 else parameter
 
 
 def _records() -> bool:
@@ -399,15 +441,21 @@ def _wanted(ctx: Any, dx: Any, dgamma: Any, dbeta: Any, dresidual: Any) -> tuple
     return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
 
 
+def _through(gradient: Any, slopes: Any) -> Tensor:
+    """Gradient * slopes, but 0 where that is 0: also of an infinity."""
+    return torch.where(slopes == 0, 0.0, gradient * slopes)
+
+
 def _slopes_by_sign(options: Any, y: Tensor) -> Tensor:
     slope = options["negative_slope"] if options["activation"] == "leaky_relu" else 0.0
+    if slope < 0:
+        raise ValueError(f"negative_slope must not be negative, since the sign of y tells the slope, got {slope}")
     return torch.where(y > 0, 1.0, slope).to(y.dtype)
 
 
 def _frozen(options: Any, x: Any, gamma: Any, mean: Any, var: Any) -> tuple[Tensor, Tensor, list[int]]:
     """Gamma * inv_std and xhat in float64, and the axes that statistics are the same along."""
-    axes = options["axis"] if isinstance(options["axis"], tuple) else (options["axis"],)
-    kept = {a % x.dim() for a in axes}
+    kept = {a % x.dim() for a in options["axis"]}
     shape = [n if d in kept else 1 for d, n in enumerate(x.shape)]
     inv_std = (var.double() + options["eps"]).rsqrt().reshape(shape)
     scale = inv_std if gamma is None else inv_std * gamma.double().reshape(shape)

@@ -217,6 +217,14 @@ namespace {
     raise(PyExc_TypeError, "weights has dtype %s, expected real numbers or bools", text(dtype).c_str());
 }
 
+// That weights are not all 0 only because they were converted.
+void check_not_lost(nb::handle given, nb::handle converted, bool is_double) {
+    const auto any = [](nb::handle array) { return PyObject_IsTrue(nb::object(array.attr("any")()).ptr()) == 1; };
+    if (converted.is(given) || any(converted) || !any(given)) return;
+    raise(PyExc_ValueError, "weights has numbers so small that all are 0 in %s, expected larger ones",
+          is_double ? "float64" : "float32, which x's arithmetic is in");
+}
+
 }  // namespace
 
 Array Array::weights(nb::handle object, const Array& x, const Place& place) {
@@ -234,7 +242,9 @@ Array Array::weights(nb::handle object, const Array& x, const Place& place) {
             raise(PyExc_TypeError, "weights is complex, expected real numbers or bools");
         if (own != Kind::torch && !is_numpy_real(object.attr("dtype"))) refuse_weights(object.attr("dtype"));
         check_place("weights", own, device, place);
-        array.import("weights", of.cast(object, of.dtype(is_double ? "float64" : "float32")), place, false);
+        const nb::object cast = of.cast(object, of.dtype(is_double ? "float64" : "float32"));
+        if (!place.on_gpu()) check_not_lost(object, cast, is_double);
+        array.import("weights", cast, place, false);
         return array;
     }
     nb::object converted;
@@ -246,9 +256,7 @@ Array Array::weights(nb::handle object, const Array& x, const Place& place) {
     if (!is_numpy_real(converted.attr("dtype"))) refuse_weights(converted.attr("dtype"));
     const nb::object given = converted;
     converted = np.asarray(given, is_double ? np.float64_dtype : np.float32_dtype);
-    if (!converted.is(given) && !np.count_nonzero(given).equal(np.count_nonzero(converted)))
-        raise(PyExc_ValueError, "weights has numbers so small that they are 0 in %s, expected larger ones",
-              is_double ? "float64" : "float32, which x's arithmetic is in");
+    check_not_lost(given, converted, is_double);
     if (place.on_gpu())
         array.import("weights", ways(place.kind).from_numpy(converted.attr("copy")(), place.device), place, false);
     else

@@ -459,9 +459,29 @@ void double_backward_in_place() {
         }
 }
 
+// A count of values is forward's own, also where its type has rounded it.
+void counts_of_all_types() {
+    for (const DType dtype : all_dtypes) {
+        context = std::string("count of ") + name(dtype);
+        Example e(Setup{{2049, 2}, {1}});
+        Call call = e.call();
+        Tensor count(dtype, {});
+        count.set(0, 2049);
+        call.count = count.view();
+        CHECK(run(Op::batch_norm_backward, call).ok());
+        count.set(0, 1024);
+        const batchnorm::Status status = run(Op::batch_norm_backward, call);
+        CHECK_DETAIL(status.code == Code::invalid_value, status.message);
+        CHECK_DETAIL(std::string(status.message).find("saved.count is 1024, but x of shape (2049, 2) has 2049") !=
+                         std::string::npos,
+                     status.message);
+    }
+}
+
 }  // namespace
 
 int main() {
+    counts_of_all_types();
     double_backward_in_place();
     good_input_is_accepted();
     bad_arguments();

@@ -224,7 +224,7 @@ BAD = {
         "inf": (np.array([np.inf] + [1] * 19).reshape(4, 5), ValueError, "weights must be finite .*got inf"),
         "-inf": (np.array([1] * 19 + [-np.inf]).reshape(4, 5), ValueError, "weights must be finite .*got -inf"),
         "inf in float32": ([[1e39] * 5] * 4, ValueError, "weights must be finite .*got inf"),
-        "0 in float32": ([[1e-50] * 5] * 4, ValueError, "weights has numbers so small that they are 0 in float32"),
+        "0 in float32": ([[1e-50] * 5] * 4, ValueError, "weights has numbers so small that all are 0 in float32"),
         **{
             f"of shape {shape}": (np.ones(shape), ValueError, rf"weights has shape {re.escape(str(shape))}, expected "
                                   r"that of x, \(4, 3, 5\), without the kept axes, or of its rank and broadcast to it")

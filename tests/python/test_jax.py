@@ -98,6 +98,16 @@ def test_the_layer():
     assert same(layer.eval()(x), own.eval()(np.asarray(x)))
 
 
+def test_the_layer_with_out():
+    """Which only NumPy's arrays can be."""
+    x, dy = arrays(count=2)
+    out = np.empty(x.shape, np.asarray(x).dtype)
+    layer, own = bn.BatchNorm(x.shape[1]), bn.BatchNorm(x.shape[1])
+    layer(x, out=out)
+    assert same_bits(out, own(np.asarray(x)))
+    assert same(layer.backward(dy), own.backward(np.asarray(dy)))
+
+
 def test_what_is_refused():
     x = arrays(count=1)[0]
     deleted = x + 1

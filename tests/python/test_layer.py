@@ -389,6 +389,13 @@ def test_no_backward_of_a_call_in_eval():
     assert_matches(layer.backward(dy, ctx), reference.backward(dy, x, 1, layer.gamma).dx)
 
 
+def test_empty_batches_are_not_overwritten():
+    x = np.zeros((0, 3, 4), np.float32)
+    layer = a_layer()
+    layer(x, out=x)
+    assert layer.backward(x).shape == x.shape
+
+
 @pytest.mark.parametrize("mode", ["train", "freeze"])
 def test_no_backward_where_x_was_overwritten(mode):
     layer = getattr(a_layer(), mode)()

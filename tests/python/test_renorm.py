@@ -224,8 +224,15 @@ def test_policies_that_are_set():
     layer = a_layer()
     layer.momentum = 0.5
     assert layer.running == bn.Exponential(0.5)
-    for name, value in (("momentum", None), ("running", bn.Window(3)), ("running", 0.1)):
-        with pytest.raises(ValueError, match=r"momentum must be a number, got .*renormalization are exponential"):
+    for name, value in (
+        ("momentum", None),
+        ("running", bn.Window(3)),
+        ("running", 0.1),
+        ("running", bn.Exponential(0.9, "keras")),
+    ):
+        with pytest.raises(
+            ValueError, match=r"running must be a plain bn.Exponential .*renormalization are exponential"
+        ):
             setattr(layer, name, value)
 
 
@@ -234,7 +241,7 @@ def test_arguments_that_it_does_not_take():
         ({"group_size": 2}, "group_size must be None, got 2"),
         ({"running": bn.Window(3)}, "running must be None, got Window"),
         ({"convention": "keras"}, "convention must be 'torch', got 'keras'"),
-        ({"momentum": None}, r"momentum must be a number, got Cumulative\(\)"),
+        ({"momentum": None}, r"running must be a plain bn.Exponential in PyTorch's sense, got Cumulative\(\)"),
     ):
         with pytest.raises(ValueError, match=message):
             bn.BatchRenorm(3, **options)

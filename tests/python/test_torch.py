@@ -233,6 +233,15 @@ def test_autograd_sees_what_is_overwritten():
         bn.batch_norm_inplace(torch.randn(8, 4))
 
 
+def test_weights_that_are_all_too_small():
+    for weights in (torch.full((8,), 1e-60, dtype=torch.float64), np.full(8, 1e-60)):
+        with pytest.raises((ValueError, TypeError), match=r"weights (has numbers so small|is a NumPy array)"):
+            bn.batch_norm(torch.randn(8, 4), weights=weights)
+    weights = torch.ones(8, dtype=torch.float64)
+    weights[3] = 1e-60
+    assert torch.all(bn.batch_norm(torch.randn(8, 4), weights=weights)[1].count == 7)
+
+
 def test_bfloat16_weights_and_other_default_devices():
     x = torch.randn(8, 4)
     weights = torch.tensor([1, 0, 1, 1, 0, 1, 1, 1], dtype=torch.bfloat16)

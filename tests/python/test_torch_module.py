@@ -144,6 +144,74 @@ def test_what_changed_in_between_is_refused():
         bnt.batch_norm_inference(x, gamma, 1.0)
 
 
+def test_infinite_gradients_where_nothing_passes():
+    """They are left out, not multiplied by 0: also by gradients that are to have gradients."""
+    x = leaves((6, 3, 4))[0]
+    mean, var = torch.zeros(3), torch.ones(3)
+    for y in (
+        lambda: bnt.batch_norm(x, activation="relu")[0],
+        lambda: bnt.batch_norm_inference(x, mean, var, activation="relu"),
+    ):
+        plain, again = (torch.autograd.grad(y().sqrt().sum(), x, create_graph=more)[0] for more in (False, True))
+        assert torch.isfinite(plain).all()
+        torch.testing.assert_close(again, plain)
+
+
+def test_negative_slopes_of_frozen_statistics():
+    x = leaves((6, 3, 4))[0]
+    y = bnt.batch_norm_inference(x, 0.0, 1.0, activation="leaky_relu", negative_slope=-0.5)
+    for more in (False, True):
+        with pytest.raises(ValueError, match=r"negative_slope must not be negative.*got -0\.5"):
+            torch.autograd.grad(y.sum(), x, create_graph=more, retain_graph=True)
+
+
+def test_constants_take_no_gradients():
+    """A gradient or a tangent that would be lost is refused, by all ways."""
+    x, mean, var, weights = (t.detach() for t in leaves((6, 3, 4), 3, 3, (6, 4), dtype=torch.float32))
+    var, weights = var.abs() + 1, weights.abs()
+    calls = {
+        "mean": (mean, lambda t: bnt.batch_norm_inference(x, t, var)),
+        "var": (var, lambda t: bnt.batch_norm_inference(x, mean, t)),
+        "weights": (weights.double(), lambda t: bnt.batch_norm(x, weights=t)[0]),
+    }
+    forward_ad = torch.autograd.forward_ad
+    for name, (value, call) in calls.items():
+        with pytest.raises(TypeError, match=f"{name} requires grad, which this function would lose"):
+            call(value.clone().requires_grad_())
+        with pytest.raises(TypeError, match=f"{name} requires grad, which this function would lose"):
+            torch.func.grad(lambda t, call=call: call(t).sum())(value)
+        with forward_ad.dual_level(), pytest.raises(TypeError, match=f"{name} has a tangent"):
+            call(forward_ad.make_dual(value, value))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.requires_grad_(), torch.ones_like(x))
+        with pytest.raises((NotImplementedError, RuntimeError), match="jvp"):
+            torch.autograd.grad((bnt.batch_norm(dual)[0] * weights[:, None]).sum(), dual)
+
+
+def test_numbers_and_lists():
+    """What the plain functions take for parameters; and axes as a list, and all or none of them kept."""
+    x = leaves((6, 3, 4))[0]
+    want = bnt.batch_norm(x, torch.full((3,), 2.0), torch.tensor([1.0, 2, 3]))[0]
+    assert torch.equal(bnt.batch_norm(x, 2.0, [1.0, 2, 3], axis=[1])[0], want)
+    gamma, mean, var = (torch.tensor(v, dtype=torch.float64, requires_grad=v == 2) for v in (2.0, 0.5, 1.5))
+    check_derivatives(lambda x, gamma: bnt.batch_norm(x, gamma, 1.0)[0], (x, gamma))
+    for axis in ([1], (), (0, 1, 2), (2, 0)):
+        check_derivatives(lambda x, g, axis=axis: bnt.batch_norm_inference(x, mean, var, g, 1.0, axis=axis), (x, gamma))
+    with pytest.raises(ValueError, match="axis 3 is out of range"):
+        bnt.batch_norm(x, axis=3)
+    with pytest.raises(TypeError, match="gamma is dict"):
+        bnt.batch_norm(x, {})
+
+
+def test_weights_may_not_change_before_backward():
+    x, gamma = leaves((6, 3, 4), 3)
+    weights = torch.ones(6, 4, dtype=torch.float64)
+    y = bnt.batch_norm(x, gamma, weights=weights)[0]
+    weights[2:] = 0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_checkpoints():
     from torch.utils.checkpoint import checkpoint
 
@@ -247,6 +315,23 @@ def test_the_module_is_the_layer():
         residual = rng.normal(0, 1, x.shape)
         y = ours.eval()(torch.from_numpy(x), residual=torch.from_numpy(residual))
         np.testing.assert_allclose(y.detach(), layer.eval()(x, residual=residual), rtol=1e-12, atol=1e-12)
+
+
+def test_what_modules_may_be_set_to():
+    """track_running_stats off for a while, and no count of batches, are as PyTorch has them."""
+    x = torch.randn(6, 5, 4)
+    for change in (
+        lambda m: setattr(m, "track_running_stats", False),
+        lambda m: setattr(m, "num_batches_tracked", None),
+        lambda m: (setattr(m, "num_batches_tracked", None), setattr(m, "momentum", None)),
+    ):
+        theirs = nn.BatchNorm1d(5)
+        theirs(x)
+        ours = bnt.convert(copy.deepcopy(theirs))
+        for module in (theirs, ours):
+            change(module)
+            module(x + 1)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

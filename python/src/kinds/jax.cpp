@@ -46,6 +46,7 @@ nb::object exported(const char* argument, const Export& give) {
     try {
         return give();
     } catch (nb::python_error& error) {
+        if (!error.matches(PyExc_Exception)) throw;  // an interruption
         const std::string reason = text(error.value());
         raise(PyExc_ValueError,
               "%s is a JAX array that cannot be exported: it was deleted or donated, or is on several devices (%s)",
@@ -76,11 +77,10 @@ class JaxWays final : public Ways {
     void read(const char* argument, nb::handle array, Stream stream, Facts& facts) const override {
         facts.device = device(argument, array);
         facts.read_only = true;
+        if (facts.device == on_cpu && !nb::cast<bool>(array.attr("is_deleted")()))
+            array.attr("block_until_ready")();  // raises what computing it did
         facts.owner = exported(argument, [&] {
-            if (facts.device == on_cpu) {
-                array.attr("block_until_ready")();
-                return array.attr("__dlpack__")();
-            }
+            if (facts.device == on_cpu) return array.attr("__dlpack__")();
             // DLPack's number of the default stream is 1.
             const auto number = stream ? reinterpret_cast<std::uintptr_t>(stream) : 1;
             return array.attr("__dlpack__")(nb::arg("stream") = number);

@@ -9,7 +9,6 @@ NumPy::NumPy() {
     float64 = np.attr("float64");
     float64_dtype = np.attr("dtype")(float64);
     float32_dtype = np.attr("dtype")(np.attr("float32"));
-    count_nonzero = np.attr("count_nonzero");
     float16_dtype = np.attr("dtype")(np.attr("float16"));
     uint16 = np.attr("uint16");
     empty = np.attr("empty");

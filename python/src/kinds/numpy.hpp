@@ -7,8 +7,7 @@
 // under a lock: looking up imports, which lets other threads run, and one that waited for the lock with the GIL would
 // wait for ever. Two threads may both do it.
 struct NumPy {
-    nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, float16_dtype, uint16, empty, masked_array,
-        count_nonzero;
+    nb::object ndarray, asarray, float64, float64_dtype, float32_dtype, float16_dtype, uint16, empty, masked_array;
 
     static const NumPy& get() {
         static const NumPy* numpy = nullptr;
