@@ -62,17 +62,6 @@ Status core::batch_norm_inference_backward(const View& dy, const View& x, const 
     return functions::batch_norm_inference_backward(cpu(), dy, x, axes, mean, var, gamma, dx, dgamma, dbeta, options);
 }
 
-namespace {
-
-// A view without data would be none at all.
-View as_present(View x) noexcept {
-    static constexpr char anywhere = 0;  // never read
-    if (!x.data) x.data = &anywhere;
-    return x;
-}
-
-}  // namespace
-
 Status core::workspace_bytes(Op op, const View& x, const Axes& axes, const Options& options,
                              std::size_t& bytes) noexcept {
     bytes = 0;
@@ -83,7 +72,7 @@ Status core::workspace_bytes(Op op, const View& x, const Axes& axes, const Optio
     valid.options(options);
     valid.more_options(options, ~0u);
     if (!valid.ok() || valid.statistics() == 0 || valid.no_groups()) return valid.status();
-    const View read = as_present(valid.empty() ? functions::one_value_each(x, valid) : x);
+    const View read = functions::to_measure(x, valid);
     bytes = measure_any({op, valid, options, {&read}});
     return {};
 }
@@ -95,7 +84,7 @@ Status core::mask_bytes(const View& x, const Axes& axes, const Options& options,
     valid.x(x, axes);
     valid.more_options(options, ~0u);
     if (!valid.ok() || valid.empty()) return valid.status();
-    const View read = as_present(x);
+    const View read = functions::to_measure(x, valid);
     const Problem problem{Op::batch_norm, valid, options, {&read}};
     const Parts parts = problem.parts();
     for (int i = 0; i < parts.count; ++i) bytes += static_cast<std::size_t>(problem.box_of(parts.at[i]).mask_bytes());

@@ -220,7 +220,7 @@ Status workspace_bytes(Op op, const View& x, const Axes& axes, const Options& op
     valid.options(options);
     valid.more_options(options, ~0u);
     if (!valid.ok() || valid.statistics() == 0 || valid.no_groups()) return valid.status();
-    const View read = valid.empty() ? functions::one_value_each(x, valid) : x;
+    const View read = functions::to_measure(x, valid);
     bytes = Works({op, valid, options, {&read}}).bytes;
     return {};
 }

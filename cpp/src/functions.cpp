@@ -29,6 +29,13 @@ View one_value_each(const View& x, const Validator& valid) noexcept {
     return one;
 }
 
+View to_measure(const View& x, const Validator& valid) noexcept {
+    static constexpr char anywhere = 0;  // never read: a view without data would be none at all
+    View view = valid.empty() ? one_value_each(x, valid) : x;
+    if (!view.data) view.data = &anywhere;
+    return view;
+}
+
 namespace {
 
 template <class AnyView>
@@ -90,6 +97,9 @@ void check_statistics(Validator& valid, const Stats& saved, const Options& optio
     if (normalizes) valid.stat("saved.inv_std", saved.inv_std, true);
     valid.stat("saved.count", saved.count, options.weights && counts);
     valid.mask("saved.mask", saved.mask, options);
+    if (!normalizes) return;
+    valid.training();
+    if (!options.weights) valid.values_behind("saved.count", saved.count);
 }
 
 // --------------------------------------------------------------------------------------------------------- forward
@@ -248,8 +258,6 @@ Status batch_norm_backward(const Backend& backend, const View& dy, const View& x
     valid.more_options(options, Validator::activation | Validator::dresidual | Validator::weights | Validator::groups);
     check_statistics(valid, saved, options, true);
     valid.param("gamma", gamma, false);
-    valid.training();
-    if (!options.weights) valid.values_behind("saved.count", saved.count);
     check_grads(valid, dx, dgamma, dbeta, options,
                 {{"dy", dy}, {"x", x}, {"gamma", gamma}, {"weights", or_absent(options.weights)}});
     if (!valid.ok()) return valid.status();

@@ -40,11 +40,13 @@ Status batch_norm_inference_backward(const Backend& backend, const View& dy, con
                                      const Param& mean, const Param& var, const Param& gamma, const MutView& dx,
                                      const MutParam& dgamma, const MutParam& dbeta, const Options& options) noexcept;
 
-// What backward takes from forward.
+// What backward takes from forward. normalizes: by the statistics of all of x, which then has a variance.
 void check_statistics(Validator& valid, const Stats& saved, const Options& options, bool normalizes,
                       bool counts = true) noexcept;
 
 // x with one value for each statistic, or one sample of each: what has x's statistics where x itself is empty.
 View one_value_each(const View& x, const Validator& valid) noexcept;
+// That, or x, whether or not it has memory yet, for a size to be told.
+View to_measure(const View& x, const Validator& valid) noexcept;
 
 }  // namespace batchnorm::functions

@@ -42,7 +42,6 @@ Status core::batch_norm_jvp(const View& tx, const View& x, const Axes& axes, con
     valid.param("gamma", gamma, false);
     valid.param("tgamma", tgamma, false);
     valid.param("tbeta", tbeta, false);
-    valid.training();
     valid.output("out", out, {{"tx", tx}, {"x", x}, {"gamma", gamma}, {"tgamma", tgamma}, {"tbeta", tbeta}});
     if (!valid.ok() || valid.empty()) return valid.status();
 
@@ -68,7 +67,6 @@ Status core::batch_norm_double_backward(const View& ddx, const View& dy, const V
     valid.param("gamma", gamma, false);
     valid.param("ddgamma", ddgamma, false);
     valid.param("ddbeta", ddbeta, false);
-    valid.training();
     const auto outputs_apart_from = [&](std::initializer_list<Validator::Named> inputs) {
         valid.output("ddy", ddy, inputs);
         valid.output("dx", dx, inputs);

@@ -286,13 +286,13 @@ void Validator::param_sign(const char* name, const Param& param, bool positive) 
 
 void Validator::values_behind(const char* name, const Param& count) noexcept {
     if (!ok() || absent(count) || !sees_values_ || count.rank != 0 || group_size_ > 0 || empty()) return;
-    // As forward may have rounded it to count's type.
-    const double given = only_value(count), off = given - static_cast<double>(values_);
-    const double unit = count.dtype == DType::f64   ? 0
-                        : count.dtype == DType::f32 ? 0x1p-24
-                        : count.dtype == DType::f16 ? 0x1p-11
-                                                    : 0x1p-8;
-    if (!(std::abs(off) <= unit * static_cast<double>(values_)) && !std::isinf(given))
+    // As forward would store them in count's type.
+    double memory = 0;
+    MutParam stored;
+    stored.data = &memory;
+    stored.dtype = count.dtype;
+    fill(stored, static_cast<double>(values_));
+    if (const double given = only_value(count); given != only_value(stored))
         status_ = failure(Code::invalid_value,
                           "%s: %s is %g, but %s of shape %s has %lld values for each statistic: through a part of a "
                           "batch, grad_sums and input_grad go back",

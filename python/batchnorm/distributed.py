@@ -14,7 +14,6 @@ gives up, after its own timeout, becomes a RuntimeError too.
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import integer
 from .layers import BatchNorm
 from .parts import Packed, Parts, merged_moments, merged_sums
 
@@ -76,11 +76,11 @@ class SyncBatchNorm(BatchNorm):
         super().__init__(num_features, **options)
         engine = communicator(comm)
         if ranks_per_group is not None:
-            if operator.index(ranks_per_group) < 1:
+            if integer("ranks_per_group", ranks_per_group) < 1:
                 raise ValueError(f"ranks_per_group must be at least 1, got {ranks_per_group}")
             if not callable(getattr(engine, "split", None)):
                 raise TypeError(f"ranks_per_group needs a comm with a method split, {type(comm).__name__} has none")
-            engine = engine.split(operator.index(ranks_per_group))
+            engine = engine.split(integer("ranks_per_group", ranks_per_group))
         self.ranks_per_group = ranks_per_group
         self._exchange = _Ranks(engine)
         self._exchange.agree(self)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._core import Saved
+from .arguments import integer, number
 from .conventions import Convention, rules, to_own
 from .functional import (
     Activation,
@@ -114,20 +114,20 @@ class BatchNorm:
             raise ValueError(f"axis {axis} has {len(axes)} axes, expected one for each of num_features {num_features}")
         convention_rules = rules(convention)
         eps = convention_rules.eps if eps is None else eps
-        if not (math.isfinite(_number("eps", eps)) and eps > 0):
+        if not (math.isfinite(number("eps", eps)) and eps > 0):
             raise ValueError(f"eps must be positive and finite, got {eps}")
         if running is not None and momentum != "default":
             raise ValueError(f"momentum {momentum} and running {running} were given, expected one of them")
-        if group_size is not None and _integer("group_size", group_size) < 1:
+        if group_size is not None and integer("group_size", group_size) < 1:
             raise ValueError(f"group_size must be at least 1, got {group_size}")
         if activation not in (None, "relu", "leaky_relu"):
             raise ValueError(f"activation {activation!r} is unknown, expected None, 'relu' or 'leaky_relu'")
-        if not math.isfinite(_number("negative_slope", negative_slope)):
+        if not math.isfinite(number("negative_slope", negative_slope)):
             raise ValueError(f"negative_slope must be finite, got {negative_slope}")
         dtype = np.dtype(dtype)
         if dtype.name not in ("float32", "float64", "float16", "bfloat16") or not dtype.isnative:
             raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
-        if threads is not None and _integer("threads", threads) < 1:
+        if threads is not None and integer("threads", threads) < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.num_features = num_features
         self.axis = axis
@@ -167,13 +167,16 @@ class BatchNorm:
 
     @running.setter
     def running(self, policy: Running) -> None:
-        if not isinstance(policy, Running):
-            raise TypeError(f"running is {policy!r}, expected bn.Exponential, Cumulative, Window or Population")
+        self._check_running(policy)
         memory = policy.memory(self._shape)
         if {key: array.shape for key, array in memory.items()} != {k: a.shape for k, a in self._memory.items()}:
             policy.restart(memory, int(self.num_batches_tracked))
             self._memory = memory
         self._running = policy
+
+    def _check_running(self, policy: Running) -> None:
+        if not isinstance(policy, Running):
+            raise TypeError(f"running is {policy!r}, expected bn.Exponential, Cumulative, Window or Population")
 
     @property
     def momentum(self) -> float | None:
@@ -466,10 +469,7 @@ class BatchNorm:
 
 def _shape_of(num_features: int | tuple[int, ...]) -> tuple[int, ...]:
     sizes = num_features if isinstance(num_features, tuple) else (num_features,)
-    try:
-        shape = tuple(operator.index(size) for size in sizes)
-    except TypeError:
-        raise TypeError(f"num_features must be an int or a tuple of ints, got {num_features!r}") from None
+    shape = tuple(integer("num_features", size, "an int or a tuple of ints") for size in sizes)
     if any(size < 0 for size in shape):
         raise ValueError(f"num_features must not be negative, got {num_features}")
     return shape
@@ -477,22 +477,8 @@ def _shape_of(num_features: int | tuple[int, ...]) -> tuple[int, ...]:
 
 def _axis_of(axis: Any) -> Axis:
     if not isinstance(axis, tuple | list):
-        return _integer("axis", axis, "an int or a tuple of ints")
-    return tuple(_integer("axis", one, "an int or a tuple of ints") for one in axis)
-
-
-def _integer(argument: str, value: Any, expected: str = "an int") -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{argument} must be {expected}, got {value!r}") from None
-
-
-def _number(argument: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{argument} must be a number, got {value!r}") from None
+        return integer("axis", axis, "an int or a tuple of ints")
+    return tuple(integer("axis", one, "an int or a tuple of ints") for one in axis)
 
 
 def _is_same(x: Any, out: Any) -> bool:

@@ -94,18 +94,12 @@ class BatchRenorm(Corrected):
             self._last_correction = r, np.clip((mean - self.renorm_mean) / std, -dmax, dmax)
         return self._last_correction
 
-    @property
-    def running(self) -> Running:
-        """The policy of the running statistics, which is exponential."""
-        return self._running
-
-    @running.setter
-    def running(self, policy: Running) -> None:
+    def _check_running(self, policy: Running) -> None:
+        super()._check_running(policy)
         if not isinstance(policy, Exponential) or policy.sense != "torch" or policy.corrected:
             raise ValueError(
                 f"running must be a plain bn.Exponential in PyTorch's sense, got {policy!r}: {EXPONENTIAL}"
             )
-        self._running = policy
 
     def reset_running_statistics(self) -> None:
         """Set the running statistics, and those of renormalization, to those of a new layer."""

@@ -10,13 +10,13 @@ convention says so.
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import integer, number
 from .statistics import Moments, to_numpy
 
 FloatArray = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
     def unbiased(self) -> FloatArray:
         """Var * M / (M - 1), biased where M is not above 1."""
-        return _unbiased(self.var, self.effective_count)
+        return np.asarray(unbiased(self.var, self.effective_count))
 
 
 class Running:
@@ -96,13 +96,7 @@ class Exponential(Running):
     std_eps: float = 0.0
 
     def __post_init__(self) -> None:
-        try:
-            fits = 0 <= float(self.momentum) <= 1
-        except TypeError:
-            raise TypeError(f"momentum must be a number, got {self.momentum!r}") from None
-        except ValueError:
-            fits = False
-        if not fits or isinstance(self.momentum, str):
+        if isinstance(self.momentum, str) or not 0 <= number("momentum", self.momentum) <= 1:
             raise ValueError(f"momentum must be from 0 to 1, got {self.momentum!r}")
         if self.sense not in ("torch", "keras"):
             raise ValueError(f"sense {self.sense!r} is unknown, expected 'torch' or 'keras'")
@@ -180,11 +174,7 @@ class Window(Running):
     pooled: bool = False
 
     def __post_init__(self) -> None:
-        try:
-            enough = operator.index(self.batches) >= 1
-        except TypeError:
-            raise TypeError(f"batches must be an int, got {self.batches!r}") from None
-        if not enough:
+        if integer("batches", self.batches) < 1:
             raise ValueError(f"batches must be at least 1, got {self.batches}")
 
     def memory(self, shape: tuple[int, ...]) -> Memory:
@@ -201,7 +191,7 @@ class Window(Running):
             pooled_mean, pooled_var, weight = pooled(last.mean, last.var, last.weight)
             if last.biased:
                 return pooled_mean, pooled_var
-            return pooled_mean, _unbiased(
+            return pooled_mean, unbiased(
                 pooled_var, _effective(weight, _of_squares(last.weight, last.effective_count).sum(0))
             )
         there = last.weight > 0
@@ -275,7 +265,7 @@ class PopulationStatistics:
     @property
     def pooled_var(self) -> FloatArray:
         """The unbiased variance of all values around their mean; ``pooled.var()`` is the biased one."""
-        return _unbiased(np.asarray(self.pooled.var()), self.effective_count)
+        return np.asarray(unbiased(self.pooled.var(), self.effective_count))
 
     def __add__(self, other: PopulationStatistics) -> PopulationStatistics:
         if not isinstance(other, PopulationStatistics):
@@ -377,13 +367,11 @@ def effective_count(shape: tuple[int, ...], weights: Any, axis: int | tuple[int,
     return _effective(*weight_sums(shape, weights, axis))
 
 
-def _unbiased(var: FloatArray, values: Any) -> FloatArray:
-    """Var * M / (M - 1); biased where M is not above 1."""
+def unbiased(var: Any, values: Any) -> Any:
+    """Var * M / (M - 1); biased where M is not above 1. Of NumPy's arrays and of tensors."""
     if isinstance(values, float):
         return var * (values / (values - 1)) if values > 1 else var
-    above_one = np.where(values > 1, values - 1, values + (values == 0))
-    unbiased: FloatArray = var * (values / above_one)
-    return unbiased
+    return var * (values / (values - 1.0 * (values > 1) + (values == 0)))
 
 
 def _effective(total: Any, squares: Any) -> Any:

@@ -25,7 +25,7 @@ from . import functional
 from ._core import Saved
 from .functional import Activation, Axis
 from .higher_order import batch_norm_double_backward, batch_norm_jvp
-from .running import pooled, weight_sums
+from .running import effective_count, pooled, unbiased
 
 __all__ = ["BatchNorm", "batch_norm", "batch_norm_inference", "convert", "revert"]
 
@@ -105,6 +105,13 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
         y = layer(x, residual=skip, weights=mask)
     """
 
+    # Those of a layer that `convert` made one.
+    axis: int = 1
+    activation: Activation = None
+    negative_slope: float = 0.01
+    group_size: int | None = None
+    threads: int | None = None
+
     def __init__(
         self,
         num_features: int,
@@ -124,16 +131,6 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
     ) -> None:
         more = {} if bias else {"bias": False}  # older PyTorch has no such argument
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
-        self._set(axis, activation, negative_slope, group_size, threads)
-
-    def _set(
-        self,
-        axis: int = 1,
-        activation: Activation = None,
-        negative_slope: float = 0.01,
-        group_size: int | None = None,
-        threads: int | None = None,
-    ) -> None:
         self.axis = axis
         self.activation = activation
         self.negative_slope = negative_slope
@@ -174,14 +171,16 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
             return
         if saved.group_size is not None:
             mean, var, count = pooled(mean, var, count)
-        values = count if saved.weights is None else _effective_count(x, saved)
+        values = count
+        if saved.weights is not None:
+            values = torch.from_numpy(effective_count(tuple(x.shape), saved.weights, saved.axis)).to(x.device)
         momentum = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
         if momentum is None:
             return  # as PyTorch has it: an average over batches that nobody counts
-        for running, value in ((self.running_mean, mean), (self.running_var, _unbiased(var, values))):
+        for running, value in ((self.running_mean, mean), (self.running_var, unbiased(var, values))):
             moved = torch.lerp(running.double(), value, momentum)
             running.copy_(moved if isinstance(count, float) else torch.where(count > 0, moved, running))
 
@@ -211,7 +210,6 @@ def convert(module: torch.nn.Module) -> torch.nn.Module:
         if type(one) in _REPLACED:
             one._was = type(one)
             one.__class__ = BatchNorm
-            one._set()
     return module
 
 
@@ -224,7 +222,7 @@ def revert(module: torch.nn.Module) -> torch.nn.Module:
         if type(one) is BatchNorm and hasattr(one, "_was") and one.axis == 1 and not (one.activation or one.group_size):
             one.__class__ = one._was
             for name in ("_was", "axis", "activation", "negative_slope", "group_size", "threads"):
-                delattr(one, name)
+                one.__dict__.pop(name, None)
     return module
 
 
@@ -461,17 +459,3 @@ def _frozen(options: Any, x: Any, gamma: Any, mean: Any, var: Any) -> tuple[Tens
     scale = inv_std if gamma is None else inv_std * gamma.double().reshape(shape)
     xhat = (x.double() - mean.double().reshape(shape)) * inv_std
     return scale, xhat, [d for d in range(x.dim()) if d not in kept]
-
-
-def _effective_count(x: Tensor, saved: Saved) -> Tensor:
-    total, squares = (
-        torch.from_numpy(sums).to(x.device) for sums in weight_sums(tuple(x.shape), saved.weights, saved.axis)
-    )
-    return total**2 / (squares + (squares == 0))
-
-
-def _unbiased(var: Tensor, values: Any) -> Tensor:
-    """Var * M / (M - 1); biased where M is not above 1."""
-    if isinstance(values, float):
-        return var * (values / (values - 1))
-    return torch.where(values > 1, var * (values / (values - 1)), var)

@@ -365,8 +365,8 @@ batchnorm::Axes parse_axes(nb::handle axis) {
         if (!PyIndex_Check(object.ptr()) || PyBool_Check(object.ptr()))
             raise(PyExc_TypeError, "axis must be an int or a tuple of ints, got %s", type_text(object).c_str());
         const Py_ssize_t value = PyNumber_AsSsize_t(object.ptr(), nullptr);  // clips
-        if (value == -1 && PyErr_Occurred()) {                               // an array of several, say
-            PyErr_Clear();
+        if (value == -1 && PyErr_Occurred()) {
+            PyErr_Clear();  // an array of several, say
             raise(PyExc_TypeError, "axis must be an int or a tuple of ints, got %s", type_text(object).c_str());
         }
         constexpr Py_ssize_t limit = 1 << 30;  // far out of any range

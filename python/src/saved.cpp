@@ -123,6 +123,12 @@ bool is_on_gpu(nb::handle object) {
     return kind != Kind::none && kind != Kind::numpy && ways(kind).device("statistics", object) != on_cpu;
 }
 
+// Of an array or a sequence; -1 of others.
+int rank_of(nb::handle object) {
+    if (nb::isinstance<nb::list>(object) || nb::isinstance<nb::tuple>(object)) return 1;
+    return nb::hasattr(object, "shape") ? static_cast<int>(nb::len(nb::object(object.attr("shape")))) : -1;
+}
+
 std::vector<std::int64_t> shape_of(const Array& array) {
     return {array.view().shape, array.view().shape + array.view().rank};
 }
@@ -153,11 +159,9 @@ Saved::Saved(nb::object mean_, nb::object inv_std_, nb::object var_, nb::object 
       negative_slope(parse_number("negative_slope", negative_slope_)),
       weights(weights_) {
     parse_axes(axis);
-    const bool has_counts =
-        is_on_gpu(count_) ||
-        (!count_.is_none() && nb::hasattr(count_, "shape") && nb::len(nb::object(count_.attr("shape"))) > 0) ||
-        nb::isinstance<nb::list>(count_) || nb::isinstance<nb::tuple>(count_) ||
-        (nb::hasattr(count_, "shape") && nb::hasattr(mean_, "shape") && nb::len(nb::object(mean_.attr("shape"))) == 0);
+    // One of rank 0 is that of a single statistic, or one for all.
+    const int rank = rank_of(count_);
+    const bool has_counts = is_on_gpu(count_) || rank > 0 || (rank == 0 && rank_of(mean_) == 0);
     if (is_on_gpu(mean_)) {
         const Call call("mean", mean_, nb::none());
         const Place& place = call.place();

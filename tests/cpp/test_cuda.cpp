@@ -113,6 +113,11 @@ void refusals() {
     batchnorm::Options options;
     std::size_t bytes = 0;
     CHECK(cuda::workspace_bytes(Op::batch_norm, call.x, call.axes, options, bytes).ok());
+    batchnorm::View planned = call.x;  // which has no memory yet
+    planned.data = nullptr;
+    std::size_t planned_bytes = 0;
+    CHECK(cuda::workspace_bytes(Op::batch_norm, planned, call.axes, options, planned_bytes).ok());
+    CHECK(planned_bytes == bytes);
     refused(options, Code::invalid_value, "batch_norm: workspace has 0 bytes, expected at least ");
     std::vector<char> memory(bytes);
     options.workspace = {memory.data(), bytes - 1};

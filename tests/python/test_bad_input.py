@@ -532,6 +532,8 @@ def test_a_saved_of_another_batch():
     for backward in (
         lambda: bn.batch_norm_backward(x[:4], x[:4], saved),
         lambda: bn.batch_norm_backward_from_output(x[:4], x[:4], saved),
+        lambda: bn.batch_norm_jvp(x[:4], x[:4], saved),
+        lambda: bn.batch_norm_double_backward(x[:4], x[:4], x[:4], saved),
     ):
         with pytest.raises(ValueError, match=r"saved.count is 32, but [xy] of shape \(4, 3, 4\) has 16 values"):
             backward()

@@ -71,6 +71,7 @@ def test_a_new_layer():
         ((3,), {"axis": "1"}, TypeError, "axis must be an int or a tuple of ints, got '1'"),
         ((3,), {"axis": [1.0]}, TypeError, "axis must be an int or a tuple of ints, got 1.0"),
         ((3,), {"eps": "a"}, TypeError, "eps must be a number, got 'a'"),
+        ((3,), {"eps": "1e-5"}, TypeError, "eps must be a number, got '1e-5'"),
         ((3,), {"negative_slope": [1]}, TypeError, r"negative_slope must be a number, got \[1\]"),
         ((3,), {"group_size": 1.0}, TypeError, "group_size must be an int, got 1.0"),
         ((3,), {"threads": "a"}, TypeError, "threads must be an int, got 'a'"),

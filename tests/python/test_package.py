@@ -49,6 +49,7 @@ def test_all():
     assert len(set(bn.__all__)) == len(bn.__all__)
     assert public(bn.__all__) == public(dir(bn)) - {
         "accumulation",
+        "arguments",
         "bench",
         "config",
         "conventions",

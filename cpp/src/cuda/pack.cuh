@@ -6,19 +6,17 @@
 namespace batchnorm::cuda {
 
 template <class T, bool of_16_bits = sizeof(T) == 2>
-struct alignas(16) Pack {
+struct alignas(16) Elements {
     T at[pack_size];
 
     __device__ T get(int i) const { return at[i]; }
     __device__ void put(int i, T v) { at[i] = v; }
-    __device__ Arithmetic<T> operator[](int i) const { return widen(get(i)); }
-    __device__ void set(int i, Arithmetic<T> v) { put(i, narrow<T>(v)); }
 };
 
 // Of 16 bits two elements stay in the register that they are loaded into until they are used: the compiler otherwise
 // parts them at once, and so waits for each load before it issues the next one.
 template <class T>
-struct alignas(16) Pack<T, true> {
+struct alignas(16) Elements<T, true> {
     unsigned pairs[pack_size / 2];
 
     __device__ T get(int i) const { return {static_cast<unsigned short>(pairs[i / 2] >> i % 2 * 16)}; }
@@ -26,8 +24,12 @@ struct alignas(16) Pack<T, true> {
         pairs[i / 2] = i % 2 ? (pairs[i / 2] & 0xffffu) | static_cast<unsigned>(v.bits) << 16
                              : (pairs[i / 2] & 0xffff0000u) | v.bits;
     }
-    __device__ Arithmetic<T> operator[](int i) const { return widen(get(i)); }
-    __device__ void set(int i, Arithmetic<T> v) { put(i, narrow<T>(v)); }
+};
+
+template <class T>
+struct Pack : Elements<T> {
+    __device__ Arithmetic<T> operator[](int i) const { return widen(this->get(i)); }
+    __device__ void set(int i, Arithmetic<T> v) { this->put(i, narrow<T>(v)); }
 };
 
 template <class T>

@@ -12,7 +12,8 @@ Torch::Torch(nb::object torch)
       strided(torch.attr("strided")),
       is_tracing(torch.attr("jit").attr("is_tracing")),
       dispatch_modes(torch.attr("_C").attr("_len_torch_dispatch_stack")),
-      forward_ad(torch.attr("autograd").attr("forward_ad")) {}
+      forward_ad(torch.attr("autograd").attr("forward_ad")),
+      increment_version(torch.attr("autograd").attr("graph").attr("increment_version")) {}
 
 const Torch* Torch::get() {
     static const Torch* torch = nullptr;
@@ -52,8 +53,7 @@ void refuse_trace(const char* argument) {
 }
 
 void tell_written(nb::handle tensor) {
-    if (!nb::cast<bool>(tensor.attr("is_inference")()))  // those keep no version
-        Torch::get()->module.attr("autograd").attr("graph").attr("increment_version")(tensor);
+    if (!nb::cast<bool>(tensor.attr("is_inference")())) Torch::get()->increment_version(tensor);  // those keep none
 }
 
 namespace {

@@ -6,7 +6,7 @@
 // What is looked up in PyTorch once, after the process has imported it.
 struct Torch {
     nb::object module, tensor, float32, float64, float16, bfloat16, strided;
-    nb::object is_tracing, dispatch_modes, forward_ad;
+    nb::object is_tracing, dispatch_modes, forward_ad, increment_version;
 
     static const Torch* get();
 
