@@ -95,7 +95,6 @@ class BatchRenorm(Corrected):
         return self._last_correction
 
     def _check_running(self, policy: Running) -> None:
-        super()._check_running(policy)
         if not isinstance(policy, Exponential) or policy.sense != "torch" or policy.corrected:
             raise ValueError(
                 f"running must be a plain bn.Exponential in PyTorch's sense, got {policy!r}: {EXPONENTIAL}"

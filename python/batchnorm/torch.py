@@ -15,6 +15,8 @@ backward keeps is x, and with an activation a bit for each element, or y where s
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -229,10 +231,17 @@ def revert(module: torch.nn.Module) -> torch.nn.Module:
 # --------------------------------------------------------------------------------------------------------- derivatives
 
 
+def _bound(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """With its signature at hand, which PyTorch binds the arguments of each call to, and Python finds out anew."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
+
+
 class _Training(Function):  # type: ignore[misc]
     """(x, gamma, beta, residual) to y; the statistics are x's own."""
 
     @staticmethod
+    @_bound
     def forward(x: Any, gamma: Any, beta: Any, residual: Any, options: Any) -> Any:
         return functional.batch_norm(_values(x), _values(gamma), _values(beta), residual=_values(residual), **options)
 
@@ -342,6 +351,7 @@ class _Inference(Function):  # type: ignore[misc]
     """(x, gamma, beta, residual) to y; mean and var are constants."""
 
     @staticmethod
+    @_bound
     def forward(x: Any, gamma: Any, beta: Any, residual: Any, mean: Any, var: Any, options: Any) -> Any:
         return functional.batch_norm_inference(
             _values(x), mean, var, _values(gamma), _values(beta), residual=_values(residual), **options

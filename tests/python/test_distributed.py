@@ -436,7 +436,7 @@ def test_wrong_arguments():
         SyncBatchNorm(3, comm=Alone(), ranks_per_group=0)
     with pytest.raises(TypeError, match="ranks_per_group needs a comm with a method split, Alone has none"):
         SyncBatchNorm(3, comm=Alone(), ranks_per_group=2)
-    with pytest.raises(TypeError, match="ranks_per_group must be an int, got 2.5"):
+    with pytest.raises(TypeError, match=r"ranks_per_group must be an int, got 2\.5"):
         SyncBatchNorm(3, comm=Alone(), ranks_per_group=2.5)
     with pytest.raises(ValueError, match="eps must be positive"):
         SyncBatchNorm(3, comm=Alone(), eps=0)
