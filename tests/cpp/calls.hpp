@@ -43,7 +43,8 @@ struct Call {
     batchnorm::MutView out, ddy;
     // (mean, inv_std, var), (mean, m2, count), (sum_dy, sum_dy_xmu, count) or (dgamma, dbeta).
     batchnorm::MutParam result[3];
-    std::uint8_t* mask = nullptr;  // where options have an activation
+    batchnorm::MutParam stored_count;  // of forward
+    std::uint8_t* mask = nullptr;      // where options have an activation
     batchnorm::Options options;
 };
 
@@ -51,7 +52,8 @@ inline batchnorm::Status run(Op op, const Call& c) {
     const auto& [first, second, third] = c.result;
     switch (op) {
         case Op::batch_norm:
-            return core::batch_norm(c.x, c.axes, c.gamma, c.beta, c.out, {first, second, third, {}, c.mask}, c.options);
+            return core::batch_norm(c.x, c.axes, c.gamma, c.beta, c.out, {first, second, third, c.stored_count, c.mask},
+                                    c.options);
         case Op::batch_norm_backward:
             return core::batch_norm_backward(c.dy, c.x, c.axes, {c.mean, c.inv_std, c.count, c.mask}, c.gamma, c.out,
                                              first, second, c.options);
@@ -63,15 +65,15 @@ inline batchnorm::Status run(Op op, const Call& c) {
         case Op::moments: return core::moments(c.x, c.axes, {first, second, third}, c.options);
         case Op::normalize:
             return core::normalize(c.x, c.axes, {c.mean, c.m2, c.count}, c.gamma, c.beta, c.out,
-                                   {first, second, third, {}, c.mask}, c.options);
+                                   {first, second, third, c.stored_count, c.mask}, c.options);
         case Op::grad_sums:
             return core::grad_sums(c.dy, c.x, c.axes, {c.mean, {}, c.count, c.mask}, {third, first, second}, c.options);
         case Op::input_grad:
             return core::input_grad(c.dy, c.x, c.axes, {c.mean, c.inv_std, c.count, c.mask},
                                     {c.count, c.sum_dy, c.sum_dy_xmu}, c.gamma, c.out, first, second, c.options);
         case Op::batch_norm_backward_from_output:
-            return core::batch_norm_backward_from_output(c.dy, c.x, c.axes, {c.mean, c.inv_std}, c.gamma, c.beta, c.out,
-                                                         first, second, c.options);
+            return core::batch_norm_backward_from_output(c.dy, c.x, c.axes, {{}, c.inv_std, c.count}, c.gamma, c.beta,
+                                                         c.out, first, second, c.options);
         case Op::batch_norm_jvp:
             return core::batch_norm_jvp(c.dy, c.x, c.axes, {c.mean, c.inv_std}, c.gamma, c.tgamma, c.tbeta, c.out,
                                         c.options);

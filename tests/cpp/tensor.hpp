@@ -95,6 +95,58 @@ inline int64_t product(const Shape& shape) {
     return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
 }
 
+// An element at any address.
+inline double load_element(DType dtype, const unsigned char* p) {
+    const auto load = [p](auto value) {
+        std::memcpy(&value, p, sizeof value);
+        return value;
+    };
+    switch (dtype) {
+        case DType::f64: return load(double{});
+        case DType::f16: return value_of(load(std::uint16_t{}), f16_bits);
+        case DType::bf16: return value_of(load(std::uint16_t{}), bf16_bits);
+        case DType::f32: break;
+    }
+    return static_cast<double>(load(float{}));
+}
+inline void save_element(DType dtype, unsigned char* p, double value) {
+    const auto save = [p](auto narrow) { std::memcpy(p, &narrow, sizeof narrow); };
+    switch (dtype) {
+        case DType::f64: return save(value);
+        case DType::f16: return save(nearest(value, f16_bits));
+        case DType::bf16: return save(nearest(value, bf16_bits));
+        case DType::f32: return save(static_cast<float>(value));
+    }
+}
+
+template <class Pointer>
+batchnorm::BasicView<Pointer> describe(Pointer* data, DType dtype, const Shape& shape, const Shape& stride) {
+    batchnorm::BasicView<Pointer> view;
+    view.data = data;
+    view.dtype = dtype;
+    view.rank = static_cast<int>(shape.size());
+    std::copy(shape.begin(), shape.end(), view.shape);
+    std::copy(stride.begin(), stride.end(), view.stride);
+    return view;
+}
+
+// Byte offsets of the elements in C order, from the first one.
+inline std::vector<int64_t> element_places(const Shape& shape, const Shape& stride) {
+    std::vector<int64_t> places;
+    places.reserve(static_cast<std::size_t>(product(shape)));
+    Shape index(shape.size());
+    for (int64_t i = 0, n = product(shape), place = 0; i < n; ++i) {
+        places.push_back(place);
+        for (std::size_t axis = shape.size(); axis-- > 0;) {
+            place += stride[axis];
+            if (++index[axis] < shape[axis]) break;
+            place -= shape[axis] * stride[axis];
+            index[axis] = 0;
+        }
+    }
+    return places;
+}
+
 class Tensor {
   public:
     static constexpr unsigned char sentinel = 0xa5;
@@ -126,42 +178,16 @@ class Tensor {
 
         origin_ = guard - low + (layout == Layout::misaligned);
         memory_.assign(static_cast<std::size_t>(origin_ + high + guard), sentinel);
-        places_.reserve(static_cast<std::size_t>(product(shape)));
-        Shape index(shape.size());
-        for (int64_t i = 0, n = product(shape), place = origin_; i < n; ++i) {
-            places_.push_back(place);
-            for (std::size_t axis = shape.size(); axis-- > 0;) {
-                place += stride_[axis];
-                if (++index[axis] < shape[axis]) break;
-                place -= shape[axis] * stride_[axis];
-                index[axis] = 0;
-            }
-        }
+        places_ = element_places(shape, stride_);
+        for (int64_t& place : places_) place += origin_;
     }
 
     DType dtype() const { return dtype_; }
     const Shape& shape() const { return shape_; }
     std::size_t size() const { return places_.size(); }
 
-    double get(std::size_t i) const {
-        const unsigned char* p = memory_.data() + places_[i];
-        switch (dtype_) {
-            case DType::f64: return load<double>(p);
-            case DType::f16: return value_of(load<std::uint16_t>(p), f16_bits);
-            case DType::bf16: return value_of(load<std::uint16_t>(p), bf16_bits);
-            case DType::f32: break;
-        }
-        return static_cast<double>(load<float>(p));
-    }
-    void set(std::size_t i, double value) {
-        unsigned char* p = memory_.data() + places_[i];
-        switch (dtype_) {
-            case DType::f64: return save(p, value);
-            case DType::f16: return save(p, nearest(value, f16_bits));
-            case DType::bf16: return save(p, nearest(value, bf16_bits));
-            case DType::f32: return save(p, static_cast<float>(value));
-        }
-    }
+    double get(std::size_t i) const { return load_element(dtype_, memory_.data() + places_[i]); }
+    void set(std::size_t i, double value) { save_element(dtype_, memory_.data() + places_[i], value); }
 
     Values values() const {
         Values all(size());
@@ -199,33 +225,10 @@ class Tensor {
         return rest.untouched();
     }
 
-    batchnorm::View view() const { return describe<const void>(memory_.data() + origin_); }
-    batchnorm::MutView mut() { return describe<void>(memory_.data() + origin_); }
+    batchnorm::View view() const { return describe<const void>(memory_.data() + origin_, dtype_, shape_, stride_); }
+    batchnorm::MutView mut() { return describe<void>(memory_.data() + origin_, dtype_, shape_, stride_); }
 
   private:
-    template <class T>
-    static T load(const unsigned char* p) {
-        T value;
-        std::memcpy(&value, p, sizeof value);
-        return value;
-    }
-
-    template <class T>
-    static void save(unsigned char* p, T value) {
-        std::memcpy(p, &value, sizeof value);
-    }
-
-    template <class Pointer>
-    batchnorm::BasicView<Pointer> describe(Pointer* data) const {
-        batchnorm::BasicView<Pointer> view;
-        view.data = data;
-        view.dtype = dtype_;
-        view.rank = static_cast<int>(shape_.size());
-        std::copy(shape_.begin(), shape_.end(), view.shape);
-        std::copy(stride_.begin(), stride_.end(), view.stride);
-        return view;
-    }
-
     DType dtype_ = DType::f32;
     Shape shape_, stride_;
     std::vector<unsigned char> memory_;
