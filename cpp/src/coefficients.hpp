@@ -12,6 +12,14 @@ struct Split {
     constexpr explicit Split(double value) noexcept : hi(static_cast<T>(value)), lo(value - static_cast<double>(hi)) {}
 };
 
+// A factor in the type T; the largest that T has for one beyond: an infinity would make a NaN of a difference of 0.
+template <class T>
+constexpr T factor_in(double value) noexcept {
+    constexpr double most = sizeof(T) == sizeof(float) ? static_cast<double>(__FLT_MAX__) : __DBL_MAX__;
+    const bool beyond = (value > most && value <= __DBL_MAX__) || (value < -most && value >= -__DBL_MAX__);
+    return static_cast<T>(beyond ? (value > 0 ? most : -most) : value);
+}
+
 // y = (x - hi) * scale + shift
 template <class T>
 struct NormalizeCoefficients {
@@ -20,7 +28,7 @@ struct NormalizeCoefficients {
     static constexpr NormalizeCoefficients of(double mean, double inv_std, double gamma, double beta) noexcept {
         const double factor = gamma * inv_std;
         const T hi = static_cast<T>(mean);
-        return {hi, static_cast<T>(factor), static_cast<T>(beta - (mean - static_cast<double>(hi)) * factor)};
+        return {hi, factor_in<T>(factor), static_cast<T>(beta - (mean - static_cast<double>(hi)) * factor)};
     }
 };
 
@@ -45,10 +53,10 @@ struct InputGradCoefficients {
     constexpr InputGradCoefficients(const Split<T>& mean, double r_, const Split<T>& dy, double scale, double slope,
                                     double constant) noexcept
         : hi(mean.hi),
-          r(static_cast<T>(r_)),
+          r(factor_in<T>(r_)),
           dy_hi(dy.hi),
-          a(static_cast<T>(scale)),
-          b(static_cast<T>(slope)),
+          a(factor_in<T>(scale)),
+          b(factor_in<T>(slope)),
           c(static_cast<T>(constant - scale * dy.lo - slope * (mean.lo * r_))) {}
 };
 

@@ -35,9 +35,16 @@ void Stages::merge_weighted_moments(int64_t g, Range channels) const noexcept {
         const double* const weight_k = memory.slot(2, g, k);
         for (int64_t c = channels.begin; c < channels.end; ++c) {
             if (weight_k[c] == 0) continue;
-            const double delta = mean_k[c] - means[c], share = weight_k[c] / (weights[c] + weight_k[c]);
-            means[c] = weights[c] == 0 ? mean_k[c] : means[c] + delta * share;
-            m2s[c] += weights[c] == 0 ? m2_k[c] : m2_k[c] + delta * delta * (weights[c] * share);
+            if (weights[c] == 0) {
+                means[c] = mean_k[c];
+                m2s[c] = m2_k[c];
+            } else {
+                const double delta = mean_k[c] - means[c], both = weights[c] + weight_k[c];
+                // From the heavier mean: the way from the other one is nearly all of delta, which may be much larger.
+                means[c] = weight_k[c] > weights[c] ? mean_k[c] - delta * (weights[c] / both)
+                                                    : means[c] + delta * (weight_k[c] / both);
+                m2s[c] += m2_k[c] + delta * delta * (weights[c] * (weight_k[c] / both));
+            }
             weights[c] += weight_k[c];
         }
     }

@@ -47,9 +47,36 @@ float mean_of_half(double mean, DType dtype) noexcept {
 }
 
 // Further than this many standard deviations from the mean a pivot is far: sums of squares are then this much, squared,
-// larger than what remains of them, and so is what float loses of it. An element of normal numbers is not so far in a
-// million.
-constexpr double far = 5;
+// larger than what remains of them, and so is what they lose to rounding. Sums in float: along rows, whose pivots are
+// near the mean as a rule, and of lanes, whose first elements they are; of normal numbers none in a million is so far.
+// And weighted sums in double, where only an element of next to no weight can be so far.
+constexpr double far_in_rows = 1.5, far_in_lanes = 5, far_of_weighted = 1000;
+
+// A pivot as runs of 16-bit elements take it: with no finer bits than those elements have that are about as large as
+// `scale`. Finer ones would be the same in all differences, and be rounded off in the same direction by all sums.
+double coarse(double pivot, double scale) noexcept {
+    const double large = 0x1.8p41 * scale;  // its last bit is one of half precision's 11 bits of scale, or half of it
+    return (pivot + large) - large;
+}
+
+// Puts pivots that lie too far from their means where pivot_of(mean, deviation) is, for all lanes. Whether there were
+// any: their sums must be added up once more.
+template <class T, class WeightOf, class PivotOf>
+bool move_far(void* around, Range channels, int64_t plane, int64_t fold, const Sums& finished, double far,
+              const WeightOf& weight_of, const PivotOf& pivot_of) noexcept {
+    auto* const pivots = static_cast<T*>(around);
+    bool any = false;
+    for (int64_t c = 0; c < channels.size(); ++c) {
+        const double mean = finished[0][c], m2 = finished[1][c], weight = weight_of(c);
+        const double shift = mean - static_cast<double>(pivots[c * plane]);
+        if (!(shift * shift * weight > far * far * m2)) continue;
+        any = true;
+        const T pivot = static_cast<T>(pivot_of(mean, std::sqrt(m2 / weight)));
+        for (int64_t f = 0; f < fold; ++f)
+            for (int64_t i = 0; i < plane; ++i) pivots[(f * channels.size() + c) * plane + i] = pivot;
+    }
+    return any;
+}
 
 // Copies a value of each channel to all its lanes, `fold` times over.
 template <class T, class ValueAt>
@@ -199,14 +226,37 @@ const char* Pivots::of_some_weight(int64_t c) const noexcept {
     return of(c);
 }
 
-double Pivots::value(const char* pivot) const noexcept {
+double Pivots::among(int64_t c) const noexcept {
+    constexpr int some = 4;
+    const Box& box = stages.box;
+    const Operand& x = box.operand[role_x];
+    const Range outers = stages.chunks.outer_range(k), inners = stages.chunks.inner_range(k);
+    const char* const channel_of =
+        x.data + x.offset(box.level[group], group, g) + x.offset(box.level[channel], channel, c);
+    double sum = 0, largest = 0;
+    for (int i = 0; i < some; ++i) {
+        const int64_t o = outers.begin + outers.size() * i / some, at = inners.end - 1 - inners.size() * i / some;
+        const double element =
+            value(channel_of + x.offset(box.level[outer], outer, o) + x.offset(box.level[inner], inner, at));
+        sum += element;
+        largest = std::fmax(largest, std::fabs(element));
+    }
+    return std::isfinite(sum) ? coarse(sum / some, largest) : value(of(c));
+}
+
+double Pivots::value(const char* element) const noexcept {
     switch (stages.box.dtype) {
-        case DType::f64: return load<double>(pivot);
-        case DType::f16: return static_cast<double>(to_float(load<Half>(pivot)));
-        case DType::bf16: return static_cast<double>(to_float(load<BFloat16>(pivot)));
+        case DType::f64: return load<double>(element);
+        case DType::f16: return static_cast<double>(to_float(load<Half>(element)));
+        case DType::bf16: return static_cast<double>(to_float(load<BFloat16>(element)));
         case DType::f32: break;
     }
-    return static_cast<double>(load<float>(pivot));
+    return static_cast<double>(load<float>(element));
+}
+
+double MomentSums::pivot(int64_t c) const noexcept {
+    const bool sums_in_float_rows = is_half(stages.box.dtype) && stages.box.pattern == Pattern::row;
+    return sums_in_float_rows ? pivots.among(c) : pivots.value(pivots.of(c));
 }
 
 void MomentSums::around(int64_t c, void* to) const noexcept { expand_pivots(*this, {c, c + 1}, 1, 1, to); }
@@ -243,19 +293,20 @@ void WeightedMomentSums::finish(const void* around, int64_t step, Range channels
 
 bool MomentSums::recentre(void* around, Range channels, int64_t plane, int64_t fold,
                           const Sums& finished) const noexcept {
-    const double *const means = finished[0], *const m2 = finished[1];
     if (!is_half(stages.box.dtype)) return false;
-    auto* const pivots = static_cast<float*>(around);
-    bool any = false;
-    for (int64_t c = 0; c < channels.size(); ++c) {
-        const double shift = means[c] - static_cast<double>(pivots[c * plane]);
-        if (!(shift * shift * n > far * far * m2[c])) continue;
-        any = true;
-        for (int64_t f = 0; f < fold; ++f)
-            for (int64_t i = 0; i < plane; ++i)
-                pivots[(f * channels.size() + c) * plane + i] = mean_of_half(means[c], stages.box.dtype);
-    }
-    return any;
+    const double far = stages.box.pattern == Pattern::row ? far_in_rows : far_in_lanes;
+    return move_far<float>(
+        around, channels, plane, fold, finished, far, [this](int64_t) { return n; },
+        [](double mean, double spread) { return coarse(mean, std::fabs(mean) + spread); });
+}
+
+bool WeightedMomentSums::recentre(void* around, Range channels, int64_t plane, int64_t fold,
+                                  const Sums& finished) const noexcept {
+    const auto weight = [&](int64_t c) { return finished[2][c]; };
+    const auto to_mean = [](double mean, double) { return mean; };
+    return arithmetic(stages.box.dtype) == DType::f32
+               ? move_far<float>(around, channels, plane, fold, finished, far_of_weighted, weight, to_mean)
+               : move_far<double>(around, channels, plane, fold, finished, far_of_weighted, weight, to_mean);
 }
 
 template <Role u, Role z>

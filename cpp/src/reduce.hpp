@@ -43,8 +43,8 @@ int64_t next_channel(const Span& span, const RowSums<count>&) noexcept {
 // Where the sums of some channels are, or those of their lanes.
 using Sums = double* [sum_count];
 
-// A chunk's first element of each channel: the pivot around which its differences are taken. Kernels get it in the type
-// of the arithmetic.
+// The pivots around which a chunk's differences are taken, in each channel: its first element, or a number near some of
+// its elements. Kernels get them in the type of the arithmetic.
 struct Pivots {
     const Stages& stages;
     const int64_t g, k;
@@ -55,12 +55,15 @@ struct Pivots {
     const char* of(int64_t c) const noexcept;
     // The same, of weight above 0 if there is one.
     const char* of_some_weight(int64_t c) const noexcept;
-    // A pivot's value.
-    double value(const char* pivot) const noexcept;
+    // Pattern::row: the mean of a few elements from all over the chunk, which sums in float lose less to.
+    double among(int64_t c) const noexcept;
+    // An element's value.
+    double value(const char* element) const noexcept;
 };
 
 // The sums of a chunk's (x - pivot) and (x - pivot)^2, which become its mean and m2. Runs of 16-bit elements, added up
-// in float, lose more to a pivot that lies far from the mean: then that mean is the pivot, and the chunk is read again.
+// in float, lose more to a pivot that lies far from the mean, and weighted sums to one of next to no weight: then that
+// mean is the pivot, and the chunk is read again.
 struct MomentSums {
     static constexpr Access access[roles] = {Access::read};
     static constexpr int sums = 2;
@@ -73,7 +76,7 @@ struct MomentSums {
     MomentSums(const Stages& stages_, int64_t g, int64_t k) noexcept
         : stages(stages_), pivots(stages_, g, k), n(static_cast<double>(stages_.chunks.values(k))) {}
 
-    double pivot(int64_t c) const noexcept { return pivots.value(pivots.of(c)); }
+    double pivot(int64_t c) const noexcept;
     // What differences of channel c are taken from, to memory.
     void around(int64_t c, void* to) const noexcept;
     // The same of each lane of some channels, `fold` times over: in memory, unless they lie so in x.
@@ -131,7 +134,7 @@ struct WeightedMomentSums {
                                               batch.listed, from, to[2], to[0], to[1]});
     }
     void finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept;
-    bool recentre(void*, Range, int64_t, int64_t, const Sums&) const noexcept { return false; }
+    bool recentre(void* around, Range channels, int64_t plane, int64_t fold, const Sums& finished) const noexcept;
 };
 
 // The sums of a chunk's u and u * (z - mean of z), of dy and x as an activation let dy through.

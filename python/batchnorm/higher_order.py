@@ -47,7 +47,7 @@ def batch_norm_jvp(
         ty = gamma * inv_std * (tx - mean(tx) - xhat * mean(tx * xhat)) + tgamma * xhat + tbeta
 
     None for tgamma or tbeta is 0. The mean of tx is taken off before anything is rounded: a large common part of it
-    costs no accuracy. ``out`` may be tx or x itself.
+    costs no accuracy, unless x has one, too (docs/numerics.md). ``out`` may be tx or x itself.
     """
     ty: Array = _core.batch_norm_jvp(tx, x, saved, gamma, tgamma, tbeta, out, threads)
     return ty

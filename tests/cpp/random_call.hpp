@@ -336,9 +336,9 @@ class RandomCall {
 
     // ------------------------------------------------------------------------------------------------- statistics
 
-    // Of float64 sums; or of 16-bit elements, of which up to 32 are added in one float (docs/numerics.md): the root of
-    // 32 roundings, since not all go one way.
-    double sum_error() const { return reference::is_half(dtype_) ? 5.7 * 0x1p-24 : reference::sum_error; }
+    // Of float64 sums; or of 16-bit elements, of which up to 8 are added in one float, and then their sums in pairs
+    // (docs/numerics.md): the root of 10 roundings, since not all go one way.
+    double sum_error() const { return reference::is_half(dtype_) ? 3.2 * 0x1p-24 : reference::sum_error; }
     double elements_u() const { return reference::unit_roundoff(dtype_); }
     double slope() const { return call_.options.activation == Activation::relu ? 0 : call_.options.negative_slope; }
     // What the type of 16-bit elements cannot hold of a mean.

@@ -134,6 +134,34 @@ def test_outlier(layout, dtype, outlier, place):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("layout", ["rows", "lanes"])
+def test_first_elements_far_from_the_mean(layout, dtype):
+    """By 5 standard deviations; and with bits below those of the others, which all differences then have."""
+    rng = np.random.default_rng(0)
+    shape, axis = ((1, 256, 512), 1) if layout == "rows" else ((512, 256), 1)
+    first = (slice(None), slice(None), 0) if layout == "rows" else (0,)
+    for mean, std in ((8, 1.65), (0, 1), (30, 3)):
+        for value in (mean - 4.9 * std, mean + 1.4 * std, 0.004, 0.0003):
+            x = rng.normal(mean, std, shape)
+            x[first] = value
+            x = x.astype(dtype)
+            assert_within_promises(bn.batch_norm(x, axis=axis)[1], reference.forward(x, axis))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 512), (1, 1, 77), (512, 1)])
+def test_one_large_term_of_a_gradient_sum(shape, dtype):
+    """It is rounded with those that are added to it in float: at most three of them."""
+    large = 2.0**15
+    dy = np.full(shape, large * 2.0**-24)
+    dy.ravel()[0] = large
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    dy = dy.astype(dtype)
+    sums = bn.grad_sums(dy, x, bn.batch_norm(x)[1])
+    assert sums.sum_dy == pytest.approx(dy.astype(float).sum(), rel=3 * 2.0**-24, abs=0)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_a_far_pivot_leaves_other_channels_alone(dtype):
     for shape, axis in (((64, 70), 1), ((8, 5, 600), 1), ((300, 3, 4), 1)):
         x = np.random.default_rng(0).normal(0, 1, shape).astype(dtype)

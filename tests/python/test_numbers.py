@@ -172,6 +172,15 @@ def test_constant_channels(layout, value, dtype):
     assert_matches(grads.dx, reference.backward(random_like(x), x, axis, gamma).dx)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("gamma", "eps"), [(2e36, 1e-5), (10, 1e-76)])
+def test_constant_channels_whose_factor_no_float32_holds(gamma, eps, dtype):
+    x = np.full((8, 2, 16), 3.25, dtype)
+    y, saved = bn.batch_norm(x, [gamma, -gamma], [1.5, 2.5], eps=eps)
+    assert np.all(y == np.array([1.5, 2.5])[:, None])
+    assert np.all(bn.batch_norm_backward(np.ones_like(x), x, saved, [gamma, -gamma]).dx == 0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_variance_is_never_negative(layout, dtype):

@@ -9,6 +9,7 @@ from checks import random_like, random_params, same_bits
 from reference import assert_matches
 from test_epilogues import like, spread_weights, weights_of
 from test_gradients import assert_same, slopes
+from test_numbers import assert_within_promises
 
 import batchnorm as bn
 
@@ -151,6 +152,31 @@ def test_a_sum_of_at_most_one():
     assert np.array_equal(saved.mean, x[2, :, 1, 3])
     assert np.all(saved.var == 0)
     assert np.array_equal(y[2, :, 1, 3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("distance", [1e4, 1e6, 1e8, 1e10])
+def test_first_elements_of_next_to_no_weight(distance, axis, dtype):
+    """They are pivots, far from all that counts."""
+    x = np.random.default_rng(0).standard_normal((64, 3, 16)).astype(dtype)
+    weights = np.ones((64, 1, 16), dtype)
+    x[0, :, 0], weights[0, 0, 0] = distance, 1e-30
+    if axis == -1:
+        x, weights = (np.ascontiguousarray(a.swapaxes(1, 2)) for a in (x, weights))
+    saved = bn.batch_norm(x, weights=weights, axis=axis)[1]
+    assert_within_promises(saved, reference.forward(x, axis, weights=np.broadcast_to(weights, x.shape)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_chunk_of_next_to_no_weight(dtype):
+    """Its mean is far from that of all, and must not be what the others are added to."""
+    x = np.random.default_rng(0).standard_normal((1, 1, 2**16)).astype(dtype)
+    weights = np.ones_like(x)
+    x[..., : 2**15] += dtype(1e10)
+    weights[..., : 2**15] = 1e-30
+    saved = bn.batch_norm(x, weights=weights)[1]
+    assert_within_promises(saved, reference.forward(x, 1, weights=weights))
 
 
 @pytest.mark.parametrize("layout", SMALL)

@@ -13,9 +13,12 @@ struct Moment {
 __device__ inline Moment merge(const Moment& a, const Moment& b) {
     if (b.n == 0) return a;
     if (a.n == 0) return b;
-    // A division takes longer than all the rest, and most that merge have as many values.
-    const double n = a.n + b.n, share = a.n == b.n ? 0.5 : b.n / n, delta = b.mean - a.mean;
-    return {n, fma(delta, share, a.mean), a.m2 + fma(delta * delta, a.n * share, b.m2)};
+    // From the heavier mean: the way from the other one is nearly all of delta, which may be much larger. A division
+    // takes longer than all the rest, and most that merge have as many values.
+    const bool b_is_heavier = b.n > a.n;
+    const double heavier = b_is_heavier ? b.mean : a.mean, delta = (b_is_heavier ? a.mean : b.mean) - heavier;
+    const double n = a.n + b.n, share = a.n == b.n ? 0.5 : fmin(a.n, b.n) / n;
+    return {n, fma(delta, share, heavier), a.m2 + fma(delta * delta, fmax(a.n, b.n) * share, b.m2)};
 }
 
 // Whether it was not to be had, or the values are not numbers.
@@ -84,13 +87,16 @@ __device__ Moment moment_of(const Values& values, const There& there) {
     return {size, mean, m2 < 0 ? 0 : m2};
 }
 
-// The same in double, of values with weights: those of weight 0 are left out.
+// The same in double, of values with weights, around the one that has the most: those of weight 0 are left out.
 template <int count, class Values, class Weights>
 __device__ Moment weighted_moment_of(const Values& values, const Weights& weights) {
-    double n = 0, sum = 0, pivot = 0, m2 = 0;
+    double n = 0, sum = 0, pivot = 0, most = 0, m2 = 0;
 #pragma unroll
-    for (int i = count - 1; i >= 0; --i)
-        if (weights(i) > 0) pivot = static_cast<double>(values(i));
+    for (int i = 0; i < count; ++i)
+        if (const double w = static_cast<double>(weights(i)); w > most) {
+            most = w;
+            pivot = static_cast<double>(values(i));
+        }
 #pragma unroll
     for (int i = 0; i < count; ++i) {
         const double w = static_cast<double>(weights(i));

@@ -71,7 +71,7 @@ class RowGradSums {
   private:
     const RowGradSumsArgs& args_;
     const Run<T> mean_;
-    RowOfSums<T> sums_;
+    RowOfSums<T, 2> sums_;
 };
 
 template <class T, Flavour flavour, bool cached>

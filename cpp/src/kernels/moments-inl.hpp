@@ -49,7 +49,7 @@ class RowMoments {
   private:
     const RowMomentsArgs& args_;
     const Arithmetic<T> pivot_;
-    RowOfSums<T> sums_;
+    RowOfSums<T, 4> sums_;
 };
 
 template <class T>

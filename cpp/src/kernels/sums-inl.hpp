@@ -86,22 +86,30 @@ struct WideSums {
     }
 };
 
-// What a vector's sums are held in between runs.
-template <class R>
-struct HeldOf {
-    using type = TwoSums<double>;
-};
-template <>
-struct HeldOf<float> {
-    using type = WideSums;
-};
+// add(sums, row) for the rows of a run, or the vectors of one of a row. In float chains of so many are added up, and
+// their sums in pairs: a term that outweighs all others is rounded with no more of them.
+template <class T, int chain, int vectors, class Rows, class Add>
+[[gnu::always_inline]] inline void add_run(TwoSums<Run<T>> (&sums)[vectors], int begin, Rows rows, const Add& add) {
+    if constexpr (is_half<T> && known<Rows> > chain) {
+        constexpr Count<known<Rows> / 2> half;
+        add_run<T, chain>(sums, begin, half, add);
+        TwoSums<float> others[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) others[v] = TwoSums<float>::zero();
+        add_run<T, chain>(others, begin + half, half, add);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[v].add(others[v]);
+    } else {
+        for (int row = begin; row < begin + rows; ++row) add(sums, row);
+    }
+}
 
-// Adds rows up in registers, runs of them in Run<T>.
-template <class T>
+// Adds rows up in registers.
+template <class T, int chain>
 class RowOfSums {
   public:
     explicit RowOfSums(Accumulators to) : to_(to) {
-        for (int k = 0; k < held; ++k) sums_[k] = Held::load(at(k));
+        for (int k = 0; k < chains; ++k) sums_[k] = TwoSums<double>::load(at(k));
     }
 
     // Elements of a row, from a multiple of row_alignment to another one, or to the row's end: add(sums, i) adds a
@@ -109,82 +117,110 @@ class RowOfSums {
     // many of them.
     template <class Add, class Fetch>
     [[gnu::always_inline]] void add(int64_t begin, int64_t end, const Add& add, const Fetch& fetch) {
-        if constexpr (is_half<T>) {
-            for (int64_t i = begin; i < end; i += batchnorm::kernels::half_row_run) {
-                const int64_t next = i + batchnorm::kernels::half_row_run, until = next < end ? next : end;
-                TwoSums<float> sums[chains];
-                for (TwoSums<float>& sum : sums) sum = TwoSums<float>::zero();
-                add_vectors(sums, i, until, add, fetch);
-                Vec<float> all = Vec<float>::all(0);
-                for (int k = 0; k < held; ++k) {
-                    for (int other = k + held; other < chains; other += held) sums[k].add(sums[other]);
-                    all = all + (sums[k].first + sums[k].second);
-                }
-                if (all.finite())
-                    for (int k = 0; k < held; ++k) sums_[k].add(sums[k]);
-                else
-                    add_once_more(i, until, add);
-            }
-        } else {
-            add_vectors(sums_, begin, end, add, fetch);
-        }
-    }
-
-    void store() const {
-        for (int k = 0; k < held; ++k) sums_[k].store(at(k));
-    }
-
-  private:
-    using R = Run<T>;
-    using Held = typename HeldOf<R>::type;
-    static constexpr int width = Vec<R>::width;
-    static constexpr int accumulators = batchnorm::kernels::row_accumulators;
-    // Independent additions in flight, to cover their latency; and so that few roundings of float follow each other.
-    static constexpr int chains = !is_half<T> ? Vec<double>::chains : width == 1 ? accumulators : 4;
-    static constexpr int held = chains * width > accumulators ? accumulators / width : chains;
-    static_assert(is_half<T> || held == chains);
-
-    template <class Add, class Fetch>
-    [[gnu::always_inline]] static void add_vectors(TwoSums<R> (&sums)[chains], int64_t begin, int64_t end,
-                                                   const Add& add, const Fetch& fetch) {
         // Unrolled, so that the sums stay in registers.
         int64_t i = begin;
         for (; i + chains * width <= end; i += chains * width) {
             fetch(Count<chains * width* static_cast<int>(sizeof(T))>{});
 #pragma GCC unroll 8
-            for (int k = 0; k < chains; ++k) add(sums[k], i + k * width);
+            for (int k = 0; k < chains; ++k) add(sums_[k], i + k * width);
         }
 #pragma GCC unroll 8
         for (int k = 0; k < chains; ++k) {
             const int64_t left = end - i - k * width;
             if (left >= width)
-                add(sums[k], i + k * width);
+                add(sums_[k], i + k * width);
             else if (left > 0)
-                add(sums[k], i + k * width, static_cast<int>(left));
+                add(sums_[k], i + k * width, static_cast<int>(left));
         }
+    }
+
+    void store() const {
+        for (int k = 0; k < chains; ++k) sums_[k].store(at(k));
+    }
+
+  private:
+    static constexpr int width = Vec<double>::width, chains = Vec<double>::chains;  // to cover an addition's latency
+    static_assert(chains * width <= batchnorm::kernels::row_accumulators);
+
+    Accumulators at(int k) const { return to_.at(k * width); }
+
+    const Accumulators to_;
+    TwoSums<double> sums_[chains];
+};
+
+// The same in runs of a few vectors that are added up in float. What is left at a row's end are shorter ones.
+template <class T, int chain>
+    requires is_half<T>
+class RowOfSums<T, chain> {
+  public:
+    explicit RowOfSums(Accumulators to) : to_(to), sums_(WideSums::load(to)) {}
+
+    template <class Add, class Fetch>
+    [[gnu::always_inline]] void add(int64_t begin, int64_t end, const Add& add, const Fetch& fetch) {
+        int64_t i = begin;
+        for (; i + run * width <= end; i += run * width) {
+            fetch(Count<run * width* static_cast<int>(sizeof(T))>{});
+            add_vectors(Count<run>{}, i, add);
+        }
+        add_rest(Count<run / 2>{}, i, end, add);
+    }
+
+    void store() const { sums_.store(to_); }
+
+  private:
+    static constexpr int width = Vec<float>::width, run = 8;
+    static_assert(batchnorm::kernels::half_row_run % (run * width) == 0);
+
+    template <int vectors, class Add>
+    [[gnu::always_inline]] void add_vectors(Count<vectors> many, int64_t i, const Add& add) {
+        TwoSums<float> sums[1] = {TwoSums<float>::zero()};
+        add_run<T, chain>(sums, 0, many, [&](TwoSums<float>(&to)[1], int k) __attribute__((always_inline)) {
+            add(to[0], i + k * width);
+        });
+        end_run(sums[0], i, i + vectors * width, add);
+    }
+
+    template <int vectors, class Add>
+    [[gnu::always_inline]] void add_rest(Count<vectors> many, int64_t i, int64_t end, const Add& add) {
+        if (i + vectors * width <= end) {
+            add_vectors(many, i, add);
+            i += vectors * width;
+        }
+        if constexpr (vectors > 1) {
+            add_rest(Count<vectors / 2>{}, i, end, add);
+        } else if (i < end) {
+            auto sums = TwoSums<float>::zero();
+            add(sums, i, static_cast<int>(end - i));
+            end_run(sums, i, end, add);
+        }
+    }
+
+    template <class Add>
+    [[gnu::always_inline]] void end_run(const TwoSums<float>& sums, int64_t begin, int64_t end, const Add& add) {
+        if ((sums.first + sums.second).finite())
+            sums_.add(sums);
+        else
+            add_once_more(begin, end, add);
     }
 
     // A run whose sums in float have overflowed, or which met an infinity or a NaN.
     template <class Add>
     [[gnu::noinline]] void add_once_more(int64_t begin, int64_t end, const Add& add) {
         constexpr int wide = Vec<double>::width;
-        const Accumulators to = at(0);
-        sums_[0].store(to);
-        auto sums = TwoSums<double>::load(to);
+        sums_.store(to_);
+        auto sums = TwoSums<double>::load(to_);
         for (int64_t i = begin; i < end; i += wide) {
             if (i + wide <= end)
                 add(sums, i);
             else
                 add(sums, i, static_cast<int>(end - i));
         }
-        sums.store(to);
-        sums_[0] = Held::load(to);
+        sums.store(to_);
+        sums_ = WideSums::load(to_);
     }
 
-    Accumulators at(int k) const { return to_.at(k * width); }
-
     const Accumulators to_;
-    Held sums_[held];
+    WideSums sums_;
 };
 
 // Lines that are fetched one after the other, from a number of bytes behind elements of a row on; 0: none.
@@ -247,24 +283,6 @@ template <class T, int run, class Rows, class Step>
         for (int row = 0; row < rows; row += most) step(row, Count<most>{});
     else
         step(0, rows);
-}
-
-// add(sums, row) for the rows of a run. In float chains of so many rows are added up, and their sums in pairs: a term
-// that outweighs all others is rounded with no more of them.
-template <class T, int chain, int vectors, class Rows, class Add>
-[[gnu::always_inline]] inline void add_run(TwoSums<Run<T>> (&sums)[vectors], int begin, Rows rows, const Add& add) {
-    if constexpr (is_half<T> && known<Rows> > chain) {
-        constexpr Count<known<Rows> / 2> half;
-        add_run<T, chain>(sums, begin, half, add);
-        TwoSums<float> others[vectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) others[v] = TwoSums<float>::zero();
-        add_run<T, chain>(others, begin + half, half, add);
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) sums[v].add(others[v]);
-    } else {
-        for (int row = begin; row < begin + rows; ++row) add(sums, row);
-    }
 }
 
 // The sums of lanes, some vectors or those that are left of one, while runs of rows are added to them. All loops over

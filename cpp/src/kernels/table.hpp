@@ -29,7 +29,7 @@ inline constexpr int row_alignment = 32;
 // Pattern::row a run ends where a multiple of this many elements of a row does, and at its end; a row that is taken in
 // parts must be cut there. In Pattern::lane a run has a few rows; those of a region must be cut at multiples of
 // half_lane_rows. A run whose sums are not finite is added up once more, in float64.
-inline constexpr int half_row_run = 512;
+inline constexpr int half_row_run = 128;
 inline constexpr int half_lane_rows = 16;
 
 struct RowMomentsArgs {
