@@ -26,10 +26,10 @@ def clear_cache() -> None:
 
     Results of 128 KB and more (tensors: 512 KB) that no ``out`` was given for lie in memory of this library. When such
     an array and all its views are gone, its memory is kept for the next result of that size: one of each size, the last
-    64 sizes used. More of a size are used again too, but of them no more than 8 MB in all are kept: the system may take
-    the pages of others whenever it needs memory (until then top counts them as the process'; /proc/PID/smaps_rollup
-    says LazyFree). All go when 1024 times a result was made or went without their being used. The results are arrays
-    like others, but that a tensor among them cannot grow (`torch.Tensor.resize_`).
+    64 sizes used, 256 MB in all at most, or the last one. Others are used again too, but of them no more than 8 MB in
+    all are kept: the system may take the pages of the rest whenever it needs memory (until then top counts them as the
+    process'; /proc/PID/smaps_rollup says LazyFree). All go when 1024 times a result was made or went without their
+    being used. The results are arrays like others, but that a tensor among them cannot grow (`torch.Tensor.resize_`).
     """
     _core.clear_cache()
 

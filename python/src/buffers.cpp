@@ -19,8 +19,8 @@ constexpr std::size_t round_up(std::size_t bytes, std::size_t unit) { return (by
 struct Header {
     void* mapping;
     std::size_t mapped, bytes;
-    std::size_t held;  // bytes of it that count to most_held
-    void* next;        // in the list of unused buffers that it is in
+    std::size_t* total;  // of what it counts to, if anything
+    void* next;          // in the list of unused buffers that it is in
     std::uint64_t released;
     unsigned forks;
 };
@@ -41,7 +41,7 @@ void* map(std::size_t bytes) {
     const std::size_t offset = huge ? huge_page - reinterpret_cast<std::uintptr_t>(mapping) % huge_page : page;
     void* const data = static_cast<char*>(mapping) + offset;
     if (huge) madvise(data, huge, MADV_HUGEPAGE);
-    header(data) = {mapping, mapped, bytes, 0, nullptr, 0, 0};
+    header(data) = {mapping, mapped, bytes, nullptr, nullptr, 0, 0};
     return data;
 }
 
@@ -66,6 +66,11 @@ Unused sizes[64];
 std::uint64_t now;
 constexpr std::uint64_t patience = 1024;
 
+// No more bytes than these are kept in all, beside the buffer released last; of more, those of the sizes used longest
+// ago become spare.
+constexpr std::size_t most_kept = std::size_t{256} << 20;
+std::size_t kept;
+
 // Spare buffers of less than so many bytes in all are held instead: to tell the kernel about a small one, and other
 // processors that it did, takes longer than to write it.
 constexpr std::size_t most_held = std::size_t{8} << 20;
@@ -89,6 +94,11 @@ std::atomic<unsigned> forks;
         clear();
     });
 
+void count(void* data, std::size_t& total) {
+    total += size(data);
+    header(data).total = &total;
+}
+
 // Lists go through the headers: a release must not need memory.
 void push(void*& list, void* data) {
     header(data).next = list;
@@ -99,8 +109,8 @@ void* pop(void*& list) {
     void* const data = list;
     if (!data) return nullptr;
     list = header(data).next;
-    held -= header(data).held;
-    header(data).held = 0;
+    if (header(data).total) *header(data).total -= size(data);
+    header(data).total = nullptr;
     return data;
 }
 
@@ -128,7 +138,7 @@ Unused& place_of(std::size_t bytes) {
 
 bool hold(void* data) {
     if (held + size(data) >= most_held) return false;
-    held += header(data).held = size(data);
+    count(data, held);
     return true;
 }
 
@@ -140,6 +150,21 @@ bool free_lazily(void* data) {
 #else
     return false;
 #endif
+}
+
+void make_spare(Unused& unused, void* data) {
+    if (hold(data) || free_lazily(data))
+        push(unused.spare, data);
+    else
+        unmap(data);
+}
+
+// Another size than `last`, of those with a buffer that is kept the one used longest ago.
+Unused* oldest_kept(const Unused& last) {
+    Unused* oldest = nullptr;
+    for (Unused& unused : sizes)
+        if (unused.kept && &unused != &last && (!oldest || unused.since < oldest->since)) oldest = &unused;
+    return oldest;
 }
 
 void unmap_old_ones() {
@@ -170,12 +195,13 @@ void release(void* data) noexcept {
     const std::lock_guard lock(mutex);
     Unused& unused = place_of(size(data));
     header(data).released = unused.since = ++now;
-    if (!unused.kept)
+    if (unused.kept) {
+        make_spare(unused, data);
+    } else {
         push(unused.kept, data);
-    else if (hold(data) || free_lazily(data))
-        push(unused.spare, data);
-    else
-        unmap(data);
+        count(data, kept);
+        for (Unused* other; kept > most_kept && (other = oldest_kept(unused));) make_spare(*other, pop(other->kept));
+    }
     unmap_old_ones();
 }
 

@@ -12,9 +12,9 @@ constexpr std::size_t least_bytes = std::size_t{128} << 10;
 // Memory that starts a page, of undefined content; nullptr if there is none.
 void* acquire(std::size_t bytes) noexcept;
 
-// Gives it back: it is kept for the next acquire of its size. If one of that size is kept already, the system may take
-// its pages whenever it needs memory, and it is unmapped if it is not used again for long. From any thread, with or
-// without the GIL, also while the process ends.
+// Gives it back: it is kept for the next acquire of its size. If one of that size is kept already, or too much is in
+// all, the system may take its pages whenever it needs memory, and it is unmapped if it is not used again for long.
+// From any thread, with or without the GIL, also while the process ends.
 void release(void* data) noexcept;
 
 // How many bytes it has: those asked for, rounded up to whole pages.

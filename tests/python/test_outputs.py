@@ -426,7 +426,7 @@ MEASURE = """
     def infer(x):
         return bn.batch_norm_inference(x, 0.5, 2.0, axis=())
     def array(samples):  # of 1 MB each
-        x = np.broadcast_to(np.float32(2), (int(samples * 8), 2**15))
+        x = np.broadcast_to(np.float32(2), (int(samples * 64), 2**12))
         return torch.zeros(1).expand(x.shape) if {torch} else x
     infer(array(9))
     bn.clear_cache()
@@ -474,12 +474,20 @@ def test_less_than_8_mb_are_held_of_small_results_that_are_gone():
 
 
 def test_many_sizes_hold_the_memory_of_sixty_four():
-    sizes = "for n in range(2, 92): ys = [infer(array(n / 8)) for _ in range(2)]; del ys"
-    last = sum(range(28, 92)) / 8
+    sizes = "for n in range(2, 92): ys = [infer(array(n / 16)) for _ in range(2)]; del ys"
+    last = sum(range(28, 92)) / 16  # less than what is kept
     assert growth(sizes) == pytest.approx(last + 8, abs=64 * MARGIN / 4)
     assert growth(sizes, field="VmRSS") == pytest.approx(2 * last, abs=64 * MARGIN / 2)
     assert growth(sizes + "\n    bn.clear_cache()", field="VmRSS") == pytest.approx(0, abs=MARGIN)
-    assert growth("ys = [infer(array(n / 8)) for n in range(2, 92)] * 2") > last + 20  # it sees more
+    assert growth("ys = [infer(array(n / 16)) for n in range(2, 92)] * 2") > last + 20  # it sees more
+
+
+def test_no_more_than_256_mb_are_kept_of_all_sizes():
+    """Or the last one, however large; beside what the kernel may take at any time."""
+    made = "for size in range(20, 44): infer(array(size))"
+    assert growth(made) == pytest.approx(sum(range(38, 44)), abs=6 * MARGIN)
+    assert growth(made, field="VmRSS") > 600  # the measure sees the others
+    assert growth("for size in (100, 120, 300): infer(array(size))") == pytest.approx(300, abs=MARGIN)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -497,7 +505,7 @@ def test_failed_calls_leak_nothing(kind):
 
 
 def test_resized_arrays_leak_nothing():
-    resized = "infer(array(8)).resize((72, 2**15), refcheck=False)"
+    resized = "infer(array(8)).resize((72 * 8, 2**12), refcheck=False)"
     assert growth(f"for _ in range(50): {resized}", field="VmSize") < 8 + 9 + 2 * 2 + 2
     assert growth("ys = [infer(array(8)) for _ in range(50)]", field="VmSize") > 50 * 8
 
