@@ -139,7 +139,7 @@ Array Array::output(const char* argument, nb::handle out, const Array& like, con
     Array array;
     if (!out.is_none()) {
         array.import(argument, out, place, true);
-        if (array.kind_ == Kind::torch) tell_written(out);
+        array.given_out_ = true;
         return array;
     }
     if (place.on_gpu()) {
@@ -162,12 +162,16 @@ Array Array::on_cpu_from(const char* argument, nb::handle object) {
     Array array;
     const NumPy& np = NumPy::get();
     nb::object converted;
+    const auto refuse = [&] {
+        raise(PyExc_TypeError, "%s is %s, expected an array, a sequence of numbers or a number", argument,
+              type_text(object).c_str());
+    };
     try {
         converted = np.asarray(object, np.float64);
     } catch (nb::python_error&) {
-        raise(PyExc_TypeError, "%s is %s, expected an array, a sequence of numbers or a number", argument,
-              type_text(object).c_str());
+        refuse();
     }
+    if (!PyFloat_Check(object.ptr()) && is_numpy_text(np.asarray(object).attr("dtype"))) refuse();
     array.import(argument, converted, {}, false);
     array.converted_ = true;
     return array;
@@ -243,8 +247,8 @@ Array Array::weights(nb::handle object, const Array& x, const Place& place) {
         if (own != Kind::torch && !is_numpy_real(object.attr("dtype"))) refuse_weights(object.attr("dtype"));
         check_place("weights", own, device, place);
         const nb::object cast = of.cast(object, of.dtype(is_double ? "float64" : "float32"));
-        if (!place.on_gpu()) check_not_lost(object, cast, is_double);
         array.import("weights", cast, place, false);
+        if (!place.on_gpu()) check_not_lost(object, cast, is_double);
         return array;
     }
     nb::object converted;
@@ -324,7 +328,12 @@ Array Array::param_grad(const Array& param, const Array& x, const std::vector<st
     return array;
 }
 
+void Array::tell_written() const {
+    if (given_out_ && kind_ == Kind::torch) ::tell_written(object_);
+}
+
 nb::object Array::object() const {
+    tell_written();
     nb::object result = object_;
     if (kind_ == Kind::torch && is_numpy(result)) result = Torch::get()->module.attr("from_numpy")(result);
     if (kind_ == Kind::jax && is_numpy(result)) result = ways(kind_).from_numpy(result, on_cpu);
@@ -348,6 +357,7 @@ Array::Array(Array&& other) noexcept
       kind_(other.kind_),
       device_(other.device_),
       converted_(other.converted_),
+      given_out_(other.given_out_),
       view_(other.view_),
       buffer_(other.buffer_),
       cast_to_(std::move(other.cast_to_)) {
@@ -417,7 +427,8 @@ int parse_threads(nb::handle object) {
         raise(PyExc_TypeError, "threads must be an int or None, got %s", type_text(object).c_str());
     const Py_ssize_t threads = PyNumber_AsSsize_t(object.ptr(), nullptr);
     if (threads == -1 && PyErr_Occurred()) throw nb::python_error();
-    if (threads < 1 || threads > 65536) raise(PyExc_ValueError, "threads must be from 1 to 65536, got %zd", threads);
+    constexpr Py_ssize_t most = batchnorm::max_threads;
+    if (threads < 1 || threads > most) raise(PyExc_ValueError, "threads must be from 1 to %zd, got %zd", most, threads);
     return static_cast<int>(threads);
 }
 

@@ -52,8 +52,10 @@ class Array {
     batchnorm::MutView mut_view() const;
     Kind kind() const { return kind_; }
     int device() const { return device_; }
-    // The array itself; after a computation, in the type that the user should see.
+    // After a computation: the array itself, in the type that the user should see.
     nb::object object() const;
+    // Likewise: tells autograd that `out` was written to, as object() does.
+    void tell_written() const;
 
   private:
     Array() = default;
@@ -69,6 +71,7 @@ class Array {
     Kind kind_ = Kind::none;
     int device_ = on_cpu;
     bool converted_ = false;  // from a sequence or a number: no type of the user's own
+    bool given_out_ = false;
     batchnorm::View view_;
     Py_buffer buffer_{};  // of a NumPy array
     nb::object cast_to_;  // the dtype that object() converts to, where it is another than the memory's

@@ -245,6 +245,7 @@ nb::object batch_norm_inplace(nb::object x_, nb::object gamma_, nb::object beta_
     const batchnorm::MutStats stats = nb::cast<Saved&>(saved).outputs();
     call.run<core::batch_norm_inplace, cuda::batch_norm_inplace>(Op::batch_norm, axes, extras.options, out.mut_view(),
                                                                  axes, gamma.view(), beta.view(), stats);
+    out.tell_written();
     return saved;
 }
 
@@ -455,7 +456,8 @@ NB_MODULE(_core, m) {
     m.def(
         "set_num_threads",
         [](nb::object threads) {
-            if (threads.is_none()) raise(PyExc_TypeError, "threads must be an int, got None");
+            if (!PyIndex_Check(threads.ptr()))
+                raise(PyExc_TypeError, "threads must be an int, got %s", type_text(threads).c_str());
             check(core::set_num_threads(parse_threads(threads)));
         },
         "threads"_a.none());

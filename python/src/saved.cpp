@@ -135,9 +135,12 @@ std::vector<std::int64_t> shape_of(const Array& array) {
 
 }  // namespace
 
+// A list may change.
+static nb::object fixed(nb::object axis) { return PyList_Check(axis.ptr()) ? nb::tuple(axis) : std::move(axis); }
+
 Saved::Saved(const std::vector<std::int64_t>& shape_, nb::object axis_, double count_, bool has_counts,
              const Place& place)
-    : count(count_), shape(shape_), axis(std::move(axis_)), kind(place.kind) {
+    : count(count_), shape(shape_), axis(fixed(std::move(axis_))), kind(place.kind) {
     if (place.on_gpu()) {
         const auto made = [&] { return Array::statistic(shape, place); };
         on_gpu.reset(new OnGpu{made(), made(), made(), {}, place.device});
@@ -153,7 +156,7 @@ Saved::Saved(const std::vector<std::int64_t>& shape_, nb::object axis_, double c
 Saved::Saved(nb::object mean_, nb::object inv_std_, nb::object var_, nb::object count_, nb::object axis_,
              nb::object group_size_, nb::object activation_, nb::object negative_slope_, nb::object mask_,
              nb::object weights_)
-    : axis(axis_),
+    : axis(fixed(std::move(axis_))),
       group_size(parse_group_size(group_size_)),
       activation(parse_activation(activation_)),
       negative_slope(parse_number("negative_slope", negative_slope_)),
@@ -279,9 +282,9 @@ batchnorm::Activation parse_activation(nb::handle activation) {
     if (!nb::isinstance<nb::str>(activation))
         raise(PyExc_TypeError, "activation is %s, expected None, 'relu' or 'leaky_relu'",
               nb::type_name(activation.type()).c_str());
-    const std::string name = nb::cast<std::string>(activation);
-    if (name == "relu") return Activation::relu;
-    if (name == "leaky_relu") return Activation::leaky_relu;
+    const auto is = [&](const char* name) { return PyUnicode_CompareWithASCIIString(activation.ptr(), name) == 0; };
+    if (is("relu")) return Activation::relu;
+    if (is("leaky_relu")) return Activation::leaky_relu;
     raise(PyExc_ValueError, "activation %s is unknown, expected None, 'relu' or 'leaky_relu'",
           nb::repr(activation).c_str());
 }

@@ -207,11 +207,14 @@ BAD = {
             repr(v): (v, ValueError, f"activation {v!r} is unknown, expected None, 'relu' or 'leaky_relu'")
             for v in ("gelu", "ReLU", "", "none")
         },
+        "no character": ("\ud800", ValueError, r"activation '\\ud800' is unknown"),
+        "cut": ("é" * 600, ValueError, "activation 'éé.*é$"),
         **{repr(v): (v, TypeError, "activation is (int|bool|list|float|bytes), expected None, 'relu' or 'leaky_relu'")
            for v in (1, True, ["relu"], 0.5, b"relu")},
     },
     "negative_slope": {
         **{repr(v): (v, ValueError, f"negative_slope must be finite, got {v}") for v in (np.nan, np.inf, -np.inf)},
+        "1e300": (1e300, ValueError, "negative_slope must be finite in float32, which x's arithmetic is in, got 1e"),
         **{repr(v): (v, TypeError, "negative_slope must be a number, got") for v in ("a", None, [0.1])},
     },
     "weights": {
@@ -481,6 +484,8 @@ def test_other_torch_tensors():
         bn.moments(torch.zeros(SHAPE).to_sparse())
     with pytest.raises(RuntimeError, match="x is on device meta"):
         bn.moments(torch.zeros(SHAPE, device="meta"))
+    with pytest.raises(RuntimeError, match="weights is on device meta"):
+        bn.moments(torch.zeros(SHAPE), weights=torch.ones(4, 5, dtype=torch.bool, device="meta"))
     with pytest.raises(ValueError, match="out has elements that share memory"):
         bn.batch_norm(torch.zeros(SHAPE), out=torch.zeros(4, 3, 1).expand(SHAPE))
     with pytest.raises(ValueError, match="x has 9 axes"):
@@ -746,6 +751,7 @@ def test_saved_made_by_hand():
 NOT_INVERTIBLE = {
     "relu": ({"activation": "relu"}, "activation relu cannot be gone back through from its output"),
     "slope 0": (LEAKY | {"negative_slope": 0}, "negative_slope must be positive.*got 0"),
+    "slope 1e-39": (LEAKY | {"negative_slope": 1e-39}, "1 / negative_slope finite.*got 1e-39"),
     "slope -0.5": (LEAKY | {"negative_slope": -0.5}, "negative_slope must be positive.*got -0.5"),
     "gamma 0": ({"gamma": np.array([1, 0, 1], f32)}, "gamma must not be 0"),
     "gamma -0": ({"gamma": [1.0, 1, -0.0]}, "gamma must not be 0"),
@@ -910,6 +916,38 @@ def test_empty_input_is_still_checked():
     ]:
         with pytest.raises(error):
             bn.batch_norm(x, **changes)
+
+
+def test_a_failed_call_does_not_tell_autograd_that_out_was_written():
+    torch = pytest.importorskip("torch")
+    a = torch.randn(5, 4, requires_grad=True)
+    z = a * 1
+    loss = (z * z).sum()
+    with pytest.raises(ValueError, match="out has shape"):
+        bn.batch_norm(torch.randn(5, 3), out=z.detach())
+    with pytest.raises(ValueError, match="gamma has shape"):
+        bn.batch_norm_inplace(z.detach(), [1, 2])
+    loss.backward()
+    loss = (z * z).sum()
+    bn.batch_norm_inplace(z.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_text_is_no_parameter():
+    x = np.random.default_rng(0).normal(0, 1, SHAPE).astype(f32)
+    for gamma, kind in (("1", "str"), (["1", "2", "3"], "list"), (b"1", "bytes")):
+        with pytest.raises(TypeError, match=f"gamma is {kind}, expected an array, a sequence of numbers or a number"):
+            bn.batch_norm(x, gamma)
+
+
+def test_saved_does_not_follow_a_list_of_axes():
+    axis = [1]
+    x = np.random.default_rng(0).normal(0, 1, SHAPE).astype(f32)
+    for saved in (bn.batch_norm(x, axis=axis)[1], bn.Saved([0] * 3, [1] * 3, axis=axis)):
+        axis[0] = 2
+        assert saved.axis == (1,)
+        axis[0] = 1
 
 
 # --------------------------------------------------------------------------------------------- fine, although unusual

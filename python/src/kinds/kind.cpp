@@ -2,6 +2,7 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 #include "cupy.hpp"
 #include "jax.hpp"
@@ -41,7 +42,10 @@ void raise(PyObject* error, const char* format, ...) {
     va_start(arguments, format);
     std::vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    PyErr_SetString(error, message);
+    // What did not fit may have been cut within a character.
+    const nb::object whole =
+        nb::steal(PyUnicode_DecodeUTF8(message, static_cast<Py_ssize_t>(std::strlen(message)), "ignore"));
+    if (whole.is_valid()) PyErr_SetObject(error, whole.ptr());
     throw nb::python_error();
 }
 

@@ -64,6 +64,11 @@ bool is_numpy_real(nb::handle dtype) {
     return kind == "b" || kind == "i" || kind == "u" || is_numpy_float(dtype);
 }
 
+bool is_numpy_text(nb::handle dtype) {
+    const std::string kind = text(dtype.attr("kind"));
+    return kind == "U" || kind == "S";
+}
+
 std::optional<DType> numpy_type(nb::handle dtype) {
     const NumPy& np = NumPy::get();
     if (dtype.is(np.float32_dtype)) return DType::f32;

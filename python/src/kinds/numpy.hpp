@@ -30,6 +30,7 @@ std::optional<batchnorm::DType> numpy_type(nb::handle dtype);
 bool is_numpy_float(nb::handle dtype);
 // Whether its values are real numbers or bools.
 bool is_numpy_real(nb::handle dtype);
+bool is_numpy_text(nb::handle dtype);
 
 // A NumPy array's memory. buffer is to be released; not set if the array has none that the library can read.
 std::optional<batchnorm::DType> read_numpy(nb::handle array, Py_buffer& buffer);

@@ -13,7 +13,7 @@ Torch::Torch(nb::object torch)
       is_tracing(torch.attr("jit").attr("is_tracing")),
       dispatch_modes(torch.attr("_C").attr("_len_torch_dispatch_stack")),
       forward_ad(torch.attr("autograd").attr("forward_ad")),
-      increment_version(torch.attr("autograd").attr("graph").attr("increment_version")) {}
+      increment_version(nb::getattr(torch.attr("autograd").attr("graph"), "increment_version", nb::none())) {}
 
 const Torch* Torch::get() {
     static const Torch* torch = nullptr;
@@ -53,7 +53,9 @@ void refuse_trace(const char* argument) {
 }
 
 void tell_written(nb::handle tensor) {
-    if (!nb::cast<bool>(tensor.attr("is_inference")())) Torch::get()->increment_version(tensor);  // those keep none
+    const nb::object& increment_version = Torch::get()->increment_version;
+    const bool keeps_version = !nb::cast<bool>(tensor.attr("is_inference")());
+    if (keeps_version && !increment_version.is_none()) increment_version(tensor);
 }
 
 namespace {
