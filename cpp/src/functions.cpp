@@ -62,7 +62,7 @@ Epilogue backward_epilogue(const Options& options) noexcept {
 
 void check_outputs(Validator& valid, const char* name, const MutView& out, const MutStats& saved,
                    const Options& options, std::initializer_list<Validator::Named> inputs) noexcept {
-    valid.output(name, out, inputs);
+    valid.output(name, out);
     valid.own_stat_output("mean", saved.mean);
     valid.own_stat_output("inv_std", saved.inv_std);
     valid.own_stat_output("var", saved.var);
@@ -81,12 +81,12 @@ void write_saved(Problem& problem, const MutStats& saved) noexcept {
 
 void check_grads(Validator& valid, const MutView& dx, const MutParam& dgamma, const MutParam& dbeta,
                  const Options& options, std::initializer_list<Validator::Named> inputs) noexcept {
-    valid.output("out", dx, inputs);
+    valid.output("out", dx);
     const View dresidual = or_absent(options.dresidual);
-    if (options.dresidual) valid.output("dresidual", *options.dresidual, inputs);
+    if (options.dresidual) valid.output("dresidual", *options.dresidual);
     valid.stat_output("dgamma", dgamma);
     valid.stat_output("dbeta", dbeta);
-    valid.separate({{"out", dx}, {"dresidual", dresidual}, {"dgamma", dgamma}, {"dbeta", dbeta}});
+    valid.separate({{"out", dx}, {"dresidual", dresidual}, {"dgamma", dgamma}, {"dbeta", dbeta}}, inputs);
 }
 
 }  // namespace
@@ -162,7 +162,8 @@ Status moments(const Backend& backend, const View& x, const Axes& axes, const Mu
     valid.own_stat_output("mean", out.mean);
     valid.own_stat_output("m2", out.m2);
     valid.own_stat_output("count", out.count, !options.weights && options.group_size == 0);
-    valid.separate({{"mean", out.mean}, {"m2", out.m2}, {"count", out.count}});
+    valid.separate({{"mean", out.mean}, {"m2", out.m2}, {"count", out.count}},
+                   {{"x", x}, {"weights", or_absent(options.weights)}});
     if (!valid.ok()) return valid.status();
     if (valid.empty()) {
         const Status status = fill_all(backend, {&out.mean, &out.m2}, 0);
@@ -195,6 +196,7 @@ Status normalize(const Backend& backend, const View& x, const Axes& axes, const 
                   {{"x", x},
                    {"mean", moments.mean},
                    {"m2", moments.m2},
+                   {"count", moments.count},
                    {"gamma", gamma},
                    {"beta", beta},
                    {"residual", residual}});
@@ -259,7 +261,13 @@ Status batch_norm_backward(const Backend& backend, const View& dy, const View& x
     check_statistics(valid, saved, options, true);
     valid.param("gamma", gamma, false);
     check_grads(valid, dx, dgamma, dbeta, options,
-                {{"dy", dy}, {"x", x}, {"gamma", gamma}, {"weights", or_absent(options.weights)}});
+                {{"dy", dy},
+                 {"x", x},
+                 {"gamma", gamma},
+                 {"saved.mean", saved.mean},
+                 {"saved.inv_std", saved.inv_std},
+                 {"saved.count", saved.count},
+                 {"weights", or_absent(options.weights)}});
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill_all(backend, {&dgamma, &dbeta}, 0);
 
@@ -295,7 +303,13 @@ Status batch_norm_backward_from_output(const Backend& backend, const View& dy, c
     valid.training();
     if (!options.weights) valid.values_behind("saved.count", saved.count);
     check_grads(valid, dx, dgamma, dbeta, options,
-                {{"dy", dy}, {"y", y}, {"gamma", gamma}, {"beta", beta}, {"weights", or_absent(options.weights)}});
+                {{"dy", dy},
+                 {"y", y},
+                 {"gamma", gamma},
+                 {"beta", beta},
+                 {"saved.inv_std", saved.inv_std},
+                 {"saved.count", saved.count},
+                 {"weights", or_absent(options.weights)}});
     if (!valid.ok()) return valid.status();
     if (valid.empty()) return fill_all(backend, {&dgamma, &dbeta}, 0);
 
@@ -325,7 +339,8 @@ Status grad_sums(const Backend& backend, const View& dy, const View& x, const Ax
     valid.own_stat_output("sum_dy", out.sum_dy);
     valid.own_stat_output("sum_dy_xmu", out.sum_dy_xmu);
     valid.own_stat_output("count", out.count, !options.weights && options.group_size == 0);
-    valid.separate({{"sum_dy", out.sum_dy}, {"sum_dy_xmu", out.sum_dy_xmu}, {"count", out.count}});
+    valid.separate({{"sum_dy", out.sum_dy}, {"sum_dy_xmu", out.sum_dy_xmu}, {"count", out.count}},
+                   {{"dy", dy}, {"x", x}, {"saved.mean", saved.mean}, {"saved.count", saved.count}});
     if (!valid.ok()) return valid.status();
     if (valid.empty()) {
         const Status status = fill_all(backend, {&out.sum_dy, &out.sum_dy_xmu}, 0);
@@ -359,7 +374,15 @@ Status input_grad(const Backend& backend, const View& dy, const View& x, const A
     valid.stat("sums.sum_dy_xmu", sums.sum_dy_xmu, true);
     valid.param("gamma", gamma, false);
     check_grads(valid, dx, dgamma, dbeta, options,
-                {{"dy", dy}, {"x", x}, {"gamma", gamma}, {"weights", or_absent(options.weights)}});
+                {{"dy", dy},
+                 {"x", x},
+                 {"gamma", gamma},
+                 {"saved.mean", saved.mean},
+                 {"saved.inv_std", saved.inv_std},
+                 {"sums.count", sums.count},
+                 {"sums.sum_dy", sums.sum_dy},
+                 {"sums.sum_dy_xmu", sums.sum_dy_xmu},
+                 {"weights", or_absent(options.weights)}});
     if (!valid.empty()) valid.param_sign("sums.count", sums.count, sums.count.rank == 0 && !options.weights);
     if (!valid.ok() || valid.statistics() == 0) return valid.status();
     if (valid.no_groups()) return fill_all(backend, {&dgamma, &dbeta}, 0);

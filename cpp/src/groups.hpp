@@ -11,7 +11,6 @@ struct Part {
     std::int64_t groups = 0;                                      // 0: there is no group_size
     std::int64_t first_group = 0, first_sample = 0, samples = 0;  // samples of a group
     bool last = true;
-    double* totals[2] = {};  // of dgamma and dbeta, over the groups of all parts
 
     // A tensor's part.
     template <class AnyView>
@@ -71,8 +70,8 @@ struct Parts {
         if (group_size == 0) return;
         const std::int64_t whole = samples / group_size, rest = samples % group_size;
         count = 0;
-        if (whole > 0) at[count++] = {whole, 0, 0, group_size, rest == 0, {}};
-        if (rest > 0) at[count++] = {1, whole, whole * group_size, rest, true, {}};
+        if (whole > 0) at[count++] = {whole, 0, 0, group_size, rest == 0};
+        if (rest > 0) at[count++] = {1, whole, whole * group_size, rest, true};
     }
 };
 

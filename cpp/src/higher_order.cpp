@@ -42,7 +42,14 @@ Status core::batch_norm_jvp(const View& tx, const View& x, const Axes& axes, con
     valid.param("gamma", gamma, false);
     valid.param("tgamma", tgamma, false);
     valid.param("tbeta", tbeta, false);
-    valid.output("out", out, {{"tx", tx}, {"x", x}, {"gamma", gamma}, {"tgamma", tgamma}, {"tbeta", tbeta}});
+    valid.output("out", out,
+                 {{"tx", tx},
+                  {"x", x},
+                  {"gamma", gamma},
+                  {"tgamma", tgamma},
+                  {"tbeta", tbeta},
+                  {"saved.mean", saved.mean},
+                  {"saved.inv_std", saved.inv_std}});
     if (!valid.ok() || valid.empty()) return valid.status();
 
     const View written = out;
@@ -79,6 +86,7 @@ Status core::batch_norm_double_backward(const View& ddx, const View& dy, const V
     outputs_apart_from({{"ddx", ddx}, {"dy", dy}, {"x", x}});
     outputs_apart_from(params);
     valid.stat_output("dgamma", dgamma);
+    valid.separate({{"dgamma", dgamma}}, {{"ddx", ddx}, {"dy", dy}, {"x", x}});
     valid.separate({{"ddy", ddy}, {"dx", dx}, {"dgamma", dgamma}});
     valid.kept("dgamma", dgamma, params, "ddy");
     // ddy needs ddx and x, and dx all three: what one is written over, the other must have been read by then.

@@ -69,26 +69,23 @@ bool empty(const View& view) noexcept {
     return false;
 }
 
-// From the first byte of a view that is not empty to past its last one.
-struct Extent {
-    std::uintptr_t begin, end;
-
-    explicit Extent(const View& view) noexcept
-        : begin(reinterpret_cast<std::uintptr_t>(view.data)),
-          end(begin + static_cast<std::uintptr_t>(item_size(view.dtype))) {
-        for (int d = 0; d < view.rank; ++d) {
-            const int64_t reach = view.stride[d] * (view.shape[d] - 1);
-            (reach < 0 ? begin : end) += static_cast<std::uintptr_t>(reach);
-        }
-    }
-};
-
 }  // namespace
 
+Extent::Extent(const View& view) noexcept
+    : begin(reinterpret_cast<std::uintptr_t>(view.data)),
+      end(begin + static_cast<std::uintptr_t>(item_size(view.dtype))) {
+    for (int d = 0; d < view.rank; ++d) {
+        if (view.shape[d] == 0) {
+            begin = end = 0;
+            return;
+        }
+        const int64_t reach = view.stride[d] * (view.shape[d] - 1);
+        (reach < 0 ? begin : end) += static_cast<std::uintptr_t>(reach);
+    }
+}
+
 bool overlap(const View& a, const View& b) noexcept {
-    if (empty(a) || empty(b)) return false;
-    const Extent of_a(a), of_b(b);
-    if (of_a.end <= of_b.begin || of_b.end <= of_a.begin) return false;
+    if (!Extent(a).meets(Extent(b))) return false;
     // Elements at a + sum(i * sa) and b + sum(j * sb) share a byte if their distance is in (-size of a's, size of b's).
     Search search;
     for (int d = 0; d < a.rank; ++d) search.add(a.stride[d], 0, a.shape[d] - 1);

@@ -3,7 +3,17 @@
 
 #include <batchnorm/core.hpp>
 
+#include <cstdint>
+
 namespace batchnorm {
+
+// From the first byte of a view to past its last one; of one without elements, none.
+struct Extent {
+    std::uintptr_t begin, end;
+
+    explicit Extent(const View& view) noexcept;
+    bool meets(const Extent& other) const noexcept { return begin < other.end && other.begin < end; }
+};
 
 // Whether an element of a and an element of b share a byte. Exact, except that views whose strides make the search
 // long count as overlapping. Interleaved views (x[::2] and x[1::2], two column ranges of one buffer) do not overlap.

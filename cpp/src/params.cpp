@@ -229,11 +229,12 @@ double unfit_weight(const Param& param) noexcept {
     return unfit;
 }
 
+double in_arithmetic(DType dtype, double value) noexcept {
+    return dtype == DType::f64 ? value : static_cast<double>(static_cast<float>(value));
+}
+
 bool all_invertible(const Param& param, DType dtype) noexcept {
-    return !any_value(param, [&](double value) {
-        const double inverse = 1 / value;
-        return dtype == DType::f64 ? std::isinf(inverse) : std::isinf(static_cast<float>(inverse));
-    });
+    return !any_value(param, [&](double value) { return std::isinf(in_arithmetic(dtype, 1 / value)); });
 }
 
 }  // namespace batchnorm

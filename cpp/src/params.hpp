@@ -30,6 +30,9 @@ void copy_out(const double* values, const MutParam& param) noexcept;
 // Writes one value everywhere, unless param is absent.
 void fill(const MutParam& param, double value) noexcept;
 
+// A number as it is in the arithmetic of elements of this type.
+double in_arithmetic(DType dtype, double value) noexcept;
+
 // That of rank 0.
 double only_value(const Param& param) noexcept;
 // The least value, if any is below 0, or 0 where all must be positive; else 1. A NaN is passed over.

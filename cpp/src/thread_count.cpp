@@ -95,8 +95,9 @@ int get_num_threads() noexcept {
 }
 
 Status core::set_num_threads(int threads) noexcept {
-    if (threads < 1)
-        return failure(Code::invalid_value, "set_num_threads: threads must be at least 1, got %d", threads);
+    if (threads < 1 || threads > max_threads)
+        return failure(Code::invalid_value, "set_num_threads: threads must be from 1 to %d, got %d", max_threads,
+                       threads);
     thread_count.store(threads, std::memory_order_relaxed);
     return {};
 }

@@ -99,7 +99,7 @@ void Validator::training() noexcept {
 void Validator::eps(double eps) noexcept {
     if (ok() && !(eps > 0 && std::isfinite(eps)))
         status_ = failure(Code::invalid_value, "%s: eps must be positive and finite, got %g", function_, eps);
-    // The scale of a constant channel would be infinite in float32, and its elements NaN.
+    // The inv_std of next to no variance must be a float32.
     constexpr double least = 1e-76;
     if (ok() && x_->dtype != DType::f64 && eps < least)
         status_ = failure(Code::invalid_value,
@@ -117,12 +117,12 @@ void Validator::options(const Options& options) noexcept {
     if (!sees_values_ && (options.threads != 0 || options.executor.run))
         status_ = failure(Code::invalid_value, "%s: %s is not taken on a GPU", function_,
                           options.threads != 0 ? "threads" : "executor");
-    else if (options.threads < 0)
-        status_ = failure(Code::invalid_value, "%s: threads must be at least 1 (or 0 for the default), got %d",
-                          function_, options.threads);
-    else if (options.executor.run && options.executor.threads < 1)
-        status_ = failure(Code::invalid_value, "%s: executor.threads must be at least 1, got %d", function_,
-                          options.executor.threads);
+    else if (options.threads < 0 || options.threads > max_threads)
+        status_ = failure(Code::invalid_value, "%s: threads must be from 1 to %d (or 0 for the default), got %d",
+                          function_, max_threads, options.threads);
+    else if (options.executor.run && (options.executor.threads < 1 || options.executor.threads > max_threads))
+        status_ = failure(Code::invalid_value, "%s: executor.threads must be from 1 to %d, got %d", function_,
+                          max_threads, options.executor.threads);
 }
 
 void Validator::more_options(const Options& options, unsigned takes) noexcept {
@@ -140,8 +140,9 @@ void Validator::more_options(const Options& options, unsigned takes) noexcept {
     if (options.activation > Activation::leaky_relu)
         status_ = failure(Code::invalid_value, "%s: activation %d is unknown", function_,
                           static_cast<int>(options.activation));
-    else if (!std::isfinite(options.negative_slope))
-        status_ = failure(Code::invalid_value, "%s: negative_slope must be finite, got %g", function_,
+    else if (!std::isfinite(in_arithmetic(x_->dtype, options.negative_slope)))
+        status_ = failure(Code::invalid_value, "%s: negative_slope must be finite%s, got %g", function_,
+                          std::isfinite(options.negative_slope) ? " in float32, which x's arithmetic is in" : "",
                           options.negative_slope);
     if (ok() && options.group_size != 0) cut(options.group_size);
     if (ok() && options.residual) tensor("residual", *options.residual);
@@ -211,9 +212,11 @@ void Validator::invertible(const Options& options, const Param& gamma) noexcept 
         status_ = failure(
             Code::invalid_value,
             "%s: activation relu cannot be gone back through from its output, expected leaky_relu or none", function_);
-    else if (options.activation == Activation::leaky_relu && !(options.negative_slope > 0))
+    else if (options.activation == Activation::leaky_relu &&
+             !(options.negative_slope > 0 && std::isfinite(in_arithmetic(x_->dtype, 1 / options.negative_slope))))
         status_ = failure(Code::invalid_value,
-                          "%s: negative_slope must be positive, to go back through leaky_relu from its output, got %g",
+                          "%s: negative_slope must be positive (and 1 / negative_slope finite), to go back through "
+                          "leaky_relu from its output, got %g",
                           function_, options.negative_slope);
     else if (sees_values_ && !absent(gamma) && !all_invertible(gamma, x_->dtype))
         status_ = failure(Code::invalid_value,
@@ -319,8 +322,6 @@ void Validator::written(const char* name, const MutParam& param, bool may_be_sca
                           ShapeText(shape, rank).text);
     else if (!elements_distinct(view))
         status_ = failure(Code::invalid_value, "%s: %s has elements that share memory", function_, name);
-    else
-        apart(name, view, {x_name_, *x_});
 }
 
 void Validator::output(const char* name, const MutView& out, std::initializer_list<Named> inputs) noexcept {
@@ -349,14 +350,16 @@ void Validator::kept(const char* name, const View& written, std::initializer_lis
 }
 
 void Validator::separate(std::initializer_list<Named> outputs, std::initializer_list<Named> inputs) noexcept {
-    for (const Named& output : outputs)
+    for (const Named* a = outputs.begin(); a != outputs.end(); ++a) {
+        if (absent(a->view)) continue;
+        const Extent written(a->view);
         for (const Named& input : inputs)
-            if (!absent(output.view)) apart(output.name, output.view, input);
-    for (const Named* a = outputs.begin(); a != outputs.end(); ++a)
+            if (!absent(input.view) && written.meets(Extent(input.view))) apart(a->name, a->view, input);
         for (const Named* b = a + 1; b != outputs.end() && ok(); ++b)
-            if (!absent(a->view) && !absent(b->view) && overlap(a->view, b->view))
+            if (!absent(b->view) && written.meets(Extent(b->view)) && overlap(a->view, b->view))
                 status_ = failure(Code::invalid_value, "%s: the outputs %s and %s overlap, expected separate memory",
                                   function_, a->name, b->name);
+    }
 }
 
 }  // namespace batchnorm

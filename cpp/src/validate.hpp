@@ -58,7 +58,7 @@ class Validator {
         const char* name;
         const View& view;
     };
-    void output(const char* name, const MutView& out, std::initializer_list<Named> inputs) noexcept;
+    void output(const char* name, const MutView& out, std::initializer_list<Named> inputs = {}) noexcept;
 
     // What x and the axes say.
     bool empty() const noexcept { return statistics_ == 0 || values_ == 0; }
@@ -70,7 +70,7 @@ class Validator {
     // As a view of x's shape, which repeats what is one for several; null where there are none.
     const View* weights_like_x() const noexcept { return weights_.data ? &weights_ : nullptr; }
 
-    // Outputs of one call, each in memory of its own, and apart from these inputs.
+    // Outputs of one call, each in memory of its own, sharing none with an input, unless it is exactly that.
     void separate(std::initializer_list<Named> outputs, std::initializer_list<Named> inputs = {}) noexcept;
     // An output that is written while the inputs are still needed, for another one.
     void kept(const char* name, const View& written, std::initializer_list<Named> inputs, const char* other) noexcept;

@@ -239,6 +239,10 @@ class Case : public RandomCall {
         };
         Operand *const weights = find("weights"), *const var = find("given var"), *const gamma = find("gamma");
         const int last = call_.x.rank - 1;
+        Operand* input = nullptr;  // any that is more than checked
+        for (Operand& one : operands_)
+            if (!one.written && one.array.size() > 0 && (one.name != std::string("weights") || is({Op::batch_norm})))
+                if (!input || one_in(2)) input = &one;
         const bool one_a_sample = op_ == Op::batch_norm && full && group_size_ == 0 && last >= 0 && !keeps_[0] &&
                                   values_of(0) == static_cast<double>(shape_[0]);
         struct Fault {
@@ -272,6 +276,10 @@ class Case : public RandomCall {
              }},
             {"result over x", full && call_.result[0].data,
              [&] { call_.result[0].data = static_cast<char*>(operands_.front().array.mut().data) + 1; }},
+            {"result over an input", input && full && call_.result[0].data,
+             [&] { call_.result[0].data = static_cast<char*>(input->array.mut().data) + 1; }},
+            {"out over an input", input && has_out && full,
+             [&] { call_.out.data = static_cast<char*>(input->array.mut().data) + 1; }},
             {"out in one place", has_out && last >= 0 && full && shape_[0] > 1, [&] { call_.out.stride[0] = 0; }},
             {"shape of gamma", call_.gamma.rank > 0, [&] { ++call_.gamma.shape[0]; }},
             {"gamma of 0", gamma && gamma->array.size() > 0 && (from_output() || inplace_), [&] { rewrite(gamma, 0); }},

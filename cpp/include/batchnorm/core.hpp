@@ -71,6 +71,9 @@ struct Status {
 
 inline constexpr int max_rank = 8;
 
+// No call takes more threads: OpenMP would crash on some number of them.
+inline constexpr int max_threads = 4096;
+
 // f16 is IEEE half precision, bf16 the upper half of a float; both are computed in float, and rounded once.
 enum class DType : std::uint8_t { f32, f64, f16, bf16 };
 
@@ -235,7 +238,7 @@ enum class Activation : std::uint8_t { none, relu, leaky_relu };
 struct Options {
     double eps = 1e-5;  // positive; at least 1e-76 for other data than f64
     int threads = 0;    // 0: as many as the work is worth, at most get_num_threads() or executor.threads; else exactly
-                        // as many
+                        // as many, to max_threads
     Executor executor{};
     Workspace workspace{};
     Activation activation = Activation::none;
@@ -250,6 +253,9 @@ struct Options {
 };
 
 // ------------------------------------------------------------------------------------------------------- functions
+
+// Outputs lie in memory of their own, or exactly where an input does that the function says they may be: what overlaps
+// in any other way is refused. Of masks and workspaces only the caller can tell.
 
 // The functions below, for workspace_bytes().
 enum class Op : std::uint8_t {

@@ -101,7 +101,7 @@ class InputGradient {
         template <class... Left>
         void weigh(Vec<A>& dy_hi, Vec<A>& rest, int64_t i, Left... left) const {
             if (flavour != Flavour::full || !weights) return;
-            const Vec<A> w = args.uniform ? Vec<A>::all(*weights) : load(weights + i, left...);
+            const Vec<A> w = args.uniform ? Vec<A>::all(scalar<A>(weights)) : load(weights + i, left...);
             dy_hi = w * dy_hi;
             rest = select(not_zero(w), w * rest, Vec<A>::all(0));
         }

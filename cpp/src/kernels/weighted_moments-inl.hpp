@@ -44,7 +44,7 @@ struct WeightedSumsAt {
 template <class A, class... Left>
 Vec<double> weights_at(const A* weights, bool uniform, int64_t i, Left... left) {
     if (!uniform) return widen(weights + i, left...);
-    const Vec<double> w = Vec<double>::all(static_cast<double>(*weights));
+    const Vec<double> w = Vec<double>::all(static_cast<double>(scalar<A>(weights)));
     if constexpr (sizeof...(left) == 0)
         return w;
     else
@@ -61,7 +61,7 @@ void weighted_moments_row(const RowWeightedMomentsArgs& args) noexcept {
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* x = row_at<T>(args.x, args.x_stride, row);
         const auto* weights = row_at<Arithmetic<T>>(args.weights, args.weights_stride, row);
-        if (args.uniform && *weights == 0) continue;
+        if (args.uniform && scalar<Arithmetic<T>>(weights) == 0) continue;
         int64_t i = 0;
         for (; i + chains * width <= args.n; i += chains * width) {
             for (int k = 0; k < chains; ++k)
@@ -97,7 +97,7 @@ void add_weighted_lanes(const LaneWeightedMomentsArgs& args) noexcept {
         for (int64_t row = first; row < args.rows && row < first + block; ++row) {
             x[some] = static_cast<const T*>(args.x[row]);
             weights[some] = static_cast<const A*>(args.weights[row]);
-            some += !uniform || *weights[some] != 0;
+            some += !uniform || scalar<A>(weights[some]) != 0;
         }
         for_each_column<width, 2>(args.n, [&](auto vectors, int64_t i, auto... left) __attribute__((always_inline)) {
             constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
@@ -115,7 +115,7 @@ void add_weighted_lanes(const LaneWeightedMomentsArgs& args) noexcept {
                     const int64_t j = i + v * width;
                     const Vec<double> apart = widen(x[r] + j, left...) - pivot[v];
                     if constexpr (uniform)
-                        sums[v].add(Vec<double>::all(static_cast<double>(*weights[r])), apart);
+                        sums[v].add(Vec<double>::all(static_cast<double>(scalar<A>(weights[r]))), apart);
                     else
                         sums[v].add_selected(widen(weights[r] + j, left...), apart);
                 }
