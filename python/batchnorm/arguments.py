@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -22,3 +23,16 @@ def number(argument: str, value: Any) -> float:
         except (TypeError, ValueError):
             pass
     raise TypeError(f"{argument} must be a number, got {value!r}")
+
+
+def check_options(*, eps: Any, group_size: Any, activation: Any, negative_slope: Any, threads: Any) -> None:
+    """The options of a layer's calls, checked when it is made."""
+    if not (math.isfinite(number("eps", eps)) and eps > 0):
+        raise ValueError(f"eps must be positive and finite, got {eps}")
+    if activation not in (None, "relu", "leaky_relu"):
+        raise ValueError(f"activation {activation!r} is unknown, expected None, 'relu' or 'leaky_relu'")
+    if not math.isfinite(number("negative_slope", negative_slope)):
+        raise ValueError(f"negative_slope must be finite, got {negative_slope}")
+    for argument, value in (("group_size", group_size), ("threads", threads)):
+        if value is not None and integer(argument, value) < 1:
+            raise ValueError(f"{argument} must be at least 1, got {value}")

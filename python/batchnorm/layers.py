@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._core import Saved
-from .arguments import integer, number
+from .arguments import check_options, integer
 from .conventions import Convention, rules, to_own
 from .functional import (
     Activation,
@@ -114,21 +114,14 @@ class BatchNorm:
             raise ValueError(f"axis {axis} has {len(axes)} axes, expected one for each of num_features {num_features}")
         convention_rules = rules(convention)
         eps = convention_rules.eps if eps is None else eps
-        if not (math.isfinite(number("eps", eps)) and eps > 0):
-            raise ValueError(f"eps must be positive and finite, got {eps}")
+        check_options(
+            eps=eps, group_size=group_size, activation=activation, negative_slope=negative_slope, threads=threads
+        )
         if running is not None and momentum != "default":
             raise ValueError(f"momentum {momentum} and running {running} were given, expected one of them")
-        if group_size is not None and integer("group_size", group_size) < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
-        if activation not in (None, "relu", "leaky_relu"):
-            raise ValueError(f"activation {activation!r} is unknown, expected None, 'relu' or 'leaky_relu'")
-        if not math.isfinite(number("negative_slope", negative_slope)):
-            raise ValueError(f"negative_slope must be finite, got {negative_slope}")
         dtype = np.dtype(dtype)
         if dtype.name not in ("float32", "float64", "float16", "bfloat16") or not dtype.isnative:
             raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
-        if threads is not None and integer("threads", threads) < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
         self.num_features = num_features
         self.axis = axis
         self.eps: float = eps

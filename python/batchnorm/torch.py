@@ -25,11 +25,21 @@ from torch.autograd import Function
 
 from . import functional
 from ._core import Saved
+from .arguments import check_options, integer
 from .functional import Activation, Axis
 from .higher_order import batch_norm_double_backward, batch_norm_jvp
-from .running import effective_count, pooled, unbiased
+from .running import Exponential, effective_count, pooled, unbiased
 
-__all__ = ["BatchNorm", "batch_norm", "batch_norm_inference", "convert", "revert"]
+__all__ = [
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "batch_norm",
+    "batch_norm_inference",
+    "convert",
+    "revert",
+]
 
 
 def batch_norm(
@@ -131,9 +141,15 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
         group_size: int | None = None,
         threads: int | None = None,
     ) -> None:
+        check_options(
+            eps=eps, group_size=group_size, activation=activation, negative_slope=negative_slope, threads=threads
+        )
+        if momentum is not None:
+            Exponential(momentum)  # which checks it
+        num_features = integer("num_features", num_features)
         more = {} if bias else {"bias": False}  # older PyTorch has no such argument
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
-        self.axis = axis
+        self.axis = integer("axis", axis)
         self.activation = activation
         self.negative_slope = negative_slope
         self.group_size = group_size
@@ -157,8 +173,12 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
             self._track(x, saved)
         return y
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any rank will do; PyTorch's classes have theirs."""
+
     def _check_features(self, x: Tensor) -> None:
         _check_tensor(x)
+        self._check_input_dim(x)
         if not -x.dim() <= self.axis < x.dim():
             raise ValueError(f"axis {self.axis} is out of range for x of shape {tuple(x.shape)}")
         if x.shape[self.axis] != self.num_features:
@@ -199,31 +219,54 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
         return ", ".join([super().extra_repr(), *more])
 
 
-_REPLACED = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+class BatchNorm1d(BatchNorm, torch.nn.BatchNorm1d):  # type: ignore[misc]
+    """`BatchNorm` that is a ``torch.nn.BatchNorm1d``, too, and takes x of rank 2 or 3."""
+
+    _check_input_dim = torch.nn.BatchNorm1d._check_input_dim
+
+
+class BatchNorm2d(BatchNorm, torch.nn.BatchNorm2d):  # type: ignore[misc]
+    """`BatchNorm` that is a ``torch.nn.BatchNorm2d``, too, and takes x of rank 4."""
+
+    _check_input_dim = torch.nn.BatchNorm2d._check_input_dim
+
+
+class BatchNorm3d(BatchNorm, torch.nn.BatchNorm3d):  # type: ignore[misc]
+    """`BatchNorm` that is a ``torch.nn.BatchNorm3d``, too, and takes x of rank 5."""
+
+    _check_input_dim = torch.nn.BatchNorm3d._check_input_dim
+
+
+_OURS = {
+    torch.nn.BatchNorm1d: BatchNorm1d,
+    torch.nn.BatchNorm2d: BatchNorm2d,
+    torch.nn.BatchNorm3d: BatchNorm3d,
+}
+_THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 
 
 def convert(module: torch.nn.Module) -> torch.nn.Module:
-    """Make every BatchNorm1d, 2d and 3d in a module, and itself if it is one, a `BatchNorm`, and return the module.
+    """Make PyTorch's BatchNorm1d, 2d and 3d in a module, itself included, those of this library; return the module.
 
-    Each stays the object that it is, with its parameters, buffers, hooks and mode: an optimizer that holds the
-    parameters goes on. Subclasses of these classes are left as they are. `revert` goes back.
+    Each stays the object that it is, with its parameters, buffers, hooks and mode, and an instance of PyTorch's class:
+    an optimizer that holds the parameters goes on. Subclasses of these classes are left as they are, and so are lazy
+    layers before their first call. `revert` goes back.
     """
     for one in module.modules():
-        if type(one) in _REPLACED:
-            one._was = type(one)
-            one.__class__ = BatchNorm
+        if type(one) in _OURS:
+            one.__class__ = _OURS[type(one)]
     return module
 
 
 def revert(module: torch.nn.Module) -> torch.nn.Module:
-    """Make what `convert` changed PyTorch's layers again, for torch.jit, torch.export or ONNX, and return the module.
+    """Make `BatchNorm1d`, 2d and 3d in a module PyTorch's, for torch.jit, torch.export or ONNX; return the module.
 
-    A `BatchNorm` that was made as such, or that got an activation, groups or another axis, is left as it is.
+    Those with an activation, groups or another axis, which PyTorch's lack, are left as they are.
     """
     for one in module.modules():
-        if type(one) is BatchNorm and hasattr(one, "_was") and one.axis == 1 and not (one.activation or one.group_size):
-            one.__class__ = one._was
-            for name in ("_was", "axis", "activation", "negative_slope", "group_size", "threads"):
+        if type(one) in _THEIRS and one.axis == 1 and not (one.activation or one.group_size):
+            one.__class__ = _THEIRS[type(one)]
+            for name in ("axis", "activation", "negative_slope", "group_size", "threads"):
                 one.__dict__.pop(name, None)
     return module
 

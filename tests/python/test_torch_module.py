@@ -2,6 +2,7 @@
 PyTorch's."""
 
 import copy
+import io
 import pickle
 
 import numpy as np
@@ -254,7 +255,7 @@ def test_trains_as_pytorch(memory_format):
     theirs(x)  # the lazy one becomes another
     theirs = theirs.double()
     ours = bnt.convert(copy.deepcopy(theirs))
-    assert [type(layer) is bnt.BatchNorm for layer in ours] == [i in (1, 4, 6, 8) for i in range(9)]
+    assert [isinstance(layer, bnt.BatchNorm) for layer in ours] == [i in (1, 4, 6, 8) for i in range(9)]
     for got, want in zip(train(ours, x.double()), train(theirs, x.double()), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
     state = theirs.state_dict()
@@ -271,8 +272,8 @@ def test_convert_keeps_objects_and_revert_goes_back():
     layer, weight, text = net[1], net[1].weight, repr(net)
     assert bnt.convert(net.eval()) is net
     assert net[1] is net[3] is layer
-    assert type(layer) is bnt.BatchNorm
-    assert isinstance(layer, nn.modules.batchnorm._BatchNorm)  # what freezes and counts such layers looks for
+    assert type(layer) is bnt.BatchNorm2d
+    assert isinstance(layer, nn.BatchNorm2d)  # what freezes, initializes and counts such layers looks for
     assert layer.weight is weight
     assert not layer.training
     net.train()(torch.randn(4, 3, 6, 6))
@@ -283,12 +284,40 @@ def test_convert_keeps_objects_and_revert_goes_back():
     assert vars(layer).keys() == vars(nn.BatchNorm2d(8)).keys()
     only = bnt.convert(nn.BatchNorm1d(3))
     only.activation = "relu"
-    assert type(bnt.revert(only)) is bnt.BatchNorm
+    assert type(bnt.revert(only)) is bnt.BatchNorm1d
 
     class Own(nn.BatchNorm2d):
         pass
 
-    assert type(bnt.convert(Own(3))) is Own
+    lazy = nn.LazyBatchNorm2d()
+    for other in (Own(3), bnt.BatchNorm(3), lazy):
+        kind = type(other)
+        assert type(bnt.revert(bnt.convert(other))) is kind
+    lazy(torch.zeros(2, 3, 1, 1))
+    assert type(bnt.convert(lazy)) is bnt.BatchNorm2d
+
+
+@pytest.mark.parametrize(("dims", "ranks"), [(1, (2, 3)), (2, (4,)), (3, (5,))])
+def test_each_class_of_pytorch_has_its_own(dims, ranks):
+    """With its arguments, the ranks of x that it takes, and what it says of others."""
+    theirs, ours = (getattr(module, f"BatchNorm{dims}d")(3, 1e-3, 0.2) for module in (nn, bnt))
+    assert isinstance(ours, type(theirs))
+    assert isinstance(ours, bnt.BatchNorm)
+    assert repr(ours) == repr(theirs) == repr(bnt.convert(copy.deepcopy(theirs)))
+    for rank in range(1, 7):
+        x = torch.randn((4, 3, 2, 2, 2, 2)[:rank])
+        if rank in ranks:
+            torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+            continue
+        said = []
+        for layer in (theirs, ours):
+            with pytest.raises(ValueError, match=rf"^expected .*\(got {rank}D input\)$") as caught:
+                layer(x)
+            said.append(str(caught.value))
+        assert said[0] == said[1]
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    assert type(bnt.revert(ours)) is type(theirs)
+    assert vars(ours).keys() == vars(theirs).keys()
 
 
 def test_the_module_is_the_layer():
@@ -354,13 +383,36 @@ def test_copies():
     text = "BatchNorm(5, eps=1e-05, momentum=0.1, affine=False"
     x = torch.randn(6, 2, 5)
     layer(x)
-    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=False)
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), saved):
         assert repr(again) == repr(layer)
         assert repr(again).startswith(text)
         assert repr(again).endswith("axis=-1, group_size=2, activation='relu')")
         assert torch.equal(again.eval()(x), layer.eval()(x))
         layer.train()
     assert bnt.BatchNorm(5, bias=False).bias is None
+    converted = bnt.convert(nn.BatchNorm2d(5))
+    assert type(pickle.loads(pickle.dumps(converted))) is type(copy.deepcopy(converted)) is bnt.BatchNorm2d
+
+
+def test_arguments_are_checked_when_a_layer_is_made():
+    for argument, value, error, text in (
+        ("num_features", 3.0, TypeError, "an int, got 3.0"),
+        ("eps", 0, ValueError, "positive and finite, got 0"),
+        ("momentum", "default", ValueError, "from 0 to 1, got 'default'"),
+        ("axis", (1, 2), TypeError, r"an int, got \(1, 2\)"),
+        ("group_size", 0, ValueError, "at least 1, got 0"),
+        ("group_size", 2.0, TypeError, "an int, got 2.0"),
+        ("negative_slope", float("nan"), ValueError, "finite, got nan"),
+        ("threads", 0, ValueError, "at least 1, got 0"),
+    ):
+        with pytest.raises(error, match=f"^{argument} must be {text}$"):
+            bnt.BatchNorm(**{"num_features": 3, argument: value})
+    with pytest.raises(ValueError, match=r"^activation 'gelu' is unknown, expected None, 'relu' or 'leaky_relu'$"):
+        bnt.BatchNorm2d(3, activation="gelu")
 
 
 def test_empty_batches_and_errors():
