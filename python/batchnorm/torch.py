@@ -9,16 +9,22 @@
 
 Tensors of any memory format, on the CPU and on GPUs; arguments, formulas and errors are those of
 `batchnorm.functional`. Gradients go to x, gamma, beta and the residual. On the CPU there is forward mode, too, and
-gradients have gradients again, in training not with weights; modes do not nest (a `torch.func.jvp` of a gradient). What
+gradients have gradients again, in training not with weights, and no third derivatives (which
+``torch.autograd.functional.hvp`` takes, unlike ``vhp``); modes do not nest (a `torch.func.jvp` of a gradient). What
 backward keeps is x, and with an activation a bit for each element, or y where statistics are frozen.
+
+``torch.compile`` goes around all of it, and fails with ``fullgraph=True``. PyTorch's functions that make other layers
+of batch norm (``SyncBatchNorm.convert_sync_batchnorm``, ``fuse_conv_bn_eval``) drop an activation, an axis or groups.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -59,6 +65,7 @@ def batch_norm(
     """`batchnorm.batch_norm` with gradients: y, and the statistics, through which none flow."""
     _check_tensor(x)
     _check_constants(weights=weights)
+    weights = _tensor(x, weights)
     axis, kept = _kept(x, axis)
     gamma, beta = _full(x, gamma, kept), _full(x, beta, kept)
     options = {
@@ -176,6 +183,10 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
     def _check_input_dim(self, x: Tensor) -> None:
         """Any rank will do; PyTorch's classes have theirs."""
 
+    def __prepare_scriptable__(self) -> None:
+        """Called by ``torch.jit.script``, which would complain of the syntax."""
+        raise TypeError("torch.jit.script cannot compile this layer: script batchnorm.torch.revert(model)")
+
     def _check_features(self, x: Tensor) -> None:
         _check_tensor(x)
         self._check_input_dim(x)
@@ -274,35 +285,63 @@ def revert(module: torch.nn.Module) -> torch.nn.Module:
 # --------------------------------------------------------------------------------------------------------- derivatives
 
 
-def _bound(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """With its signature at hand, which PyTorch binds the arguments of each call to, and Python finds out anew."""
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    return forward
+def _computes(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For what calls the plain functions: where they fail since PyTorch batches or traces, the error says so."""
+
+    @functools.wraps(method)
+    def call(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except (RuntimeError, ValueError):
+            _check_values(*arguments)  # not before, for the time that it takes
+            raise
+
+    # At hand, for PyTorch binds the arguments of each call to it, and Python finds it out anew.
+    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    return call
 
 
-class _Training(Function):  # type: ignore[misc]
+_NO_VMAP = (
+    "vmap, is_grads_batched and vectorize=True have no rule for batch norm: go without them, or use "
+    "batchnorm.torch.revert(model)"
+)
+
+
+class _Function(Function):  # type: ignore[misc]
+    """One without a rule for vmap, which says how to do without."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        raise TypeError(_NO_VMAP)
+
+
+class _Training(_Function):
     """(x, gamma, beta, residual) to y; the statistics are x's own."""
 
     @staticmethod
-    @_bound
+    @_computes
     def forward(x: Any, gamma: Any, beta: Any, residual: Any, options: Any) -> Any:
         return functional.batch_norm(_values(x), _values(gamma), _values(beta), residual=_values(residual), **options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, gamma, _, residual, options = inputs
-        ctx.statistics, ctx.adds = output[1], residual is not None
+        ctx.statistics, ctx.adds, ctx.strides = output[1], residual is not None, x.stride()
         ctx.set_materialize_grads(False)
         weights = options["weights"]  # for PyTorch to see that they do not change
         ctx.save_for_backward(x, gamma, weights if isinstance(weights, Tensor) else None)
         ctx.save_for_forward(x, gamma)
 
     @staticmethod
+    @_computes
     def backward(ctx: Any, dy: Any, _: Any) -> Any:
         if dy is None:
             return (None,) * 5
         x, gamma, _ = ctx.saved_tensors
         saved = ctx.statistics
+        if saved.activation is not None and x.stride() != ctx.strides:
+            # A hook on saved tensors gave x another memory order than forward's, which the mask is in.
+            x = torch.empty_strided(x.shape, ctx.strides, dtype=x.dtype, device=x.device).copy_(x)
         if _records():  # these gradients are to have gradients
             if saved.activation is not None:
                 dy, saved = _through(dy, _Slopes.apply(x, saved)), saved._without_activation()
@@ -326,10 +365,11 @@ class _Training(Function):  # type: ignore[misc]
         return ty if saved.activation is None else _through(ty, _Slopes.apply(x, saved)), None
 
 
-class _TrainingBackward(Function):  # type: ignore[misc]
+class _TrainingBackward(_Function):
     """(dy, x, gamma) to (dx, dgamma, dbeta), without an activation."""
 
     @staticmethod
+    @_computes
     def forward(dy: Any, x: Any, gamma: Any, saved: Any) -> Any:
         return functional.batch_norm_backward(_values(dy), _values(x), saved, _values(gamma))[:3]
 
@@ -347,10 +387,11 @@ class _TrainingBackward(Function):  # type: ignore[misc]
         return ddy, dx, dgamma if gamma is not None else None, None
 
 
-class _DoubleBackward(Function):  # type: ignore[misc]
+class _DoubleBackward(_Function):
     """(ddx, dy, x, gamma, ddgamma, ddbeta) to (ddy, dx, dgamma); no further derivatives."""
 
     @staticmethod
+    @_computes
     def forward(ddx: Any, dy: Any, x: Any, gamma: Any, ddgamma: Any, ddbeta: Any, saved: Any) -> Any:
         ddx, dy, x, gamma, ddgamma, ddbeta = map(_values, (ddx, dy, x, gamma, ddgamma, ddbeta))
         return tuple(batch_norm_double_backward(ddx, dy, x, saved, gamma, ddgamma=ddgamma, ddbeta=ddbeta))
@@ -360,10 +401,11 @@ class _DoubleBackward(Function):  # type: ignore[misc]
         pass
 
 
-class _Tangent(Function):  # type: ignore[misc]
+class _Tangent(_Function):
     """(tx, x, gamma, tgamma, tbeta) to ty, without an activation; no further derivatives."""
 
     @staticmethod
+    @_computes
     def forward(tx: Any, x: Any, gamma: Any, tgamma: Any, tbeta: Any, saved: Any) -> Any:
         tx, x, gamma, tgamma, tbeta = map(_values, (tx, x, gamma, tgamma, tbeta))
         return batch_norm_jvp(tx, x, saved, gamma, tgamma=tgamma, tbeta=tbeta)
@@ -373,10 +415,11 @@ class _Tangent(Function):  # type: ignore[misc]
         pass
 
 
-class _Slopes(Function):  # type: ignore[misc]
+class _Slopes(_Function):
     """The derivative of the activation at each element of x: what it makes of a gradient of ones."""
 
     @staticmethod
+    @_computes
     def forward(x: Any, saved: Any) -> Any:
         x = _values(x)
         return functional.batch_norm_backward(torch.ones_like(x), x, saved, need_dresidual=True).dresidual
@@ -390,11 +433,11 @@ class _Slopes(Function):  # type: ignore[misc]
         return None, None
 
 
-class _Inference(Function):  # type: ignore[misc]
+class _Inference(_Function):
     """(x, gamma, beta, residual) to y; mean and var are constants."""
 
     @staticmethod
-    @_bound
+    @_computes
     def forward(x: Any, gamma: Any, beta: Any, residual: Any, mean: Any, var: Any, options: Any) -> Any:
         return functional.batch_norm_inference(
             _values(x), mean, var, _values(gamma), _values(beta), residual=_values(residual), **options
@@ -404,12 +447,17 @@ class _Inference(Function):  # type: ignore[misc]
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, gamma, _, residual, mean, var, ctx.options = inputs
         ctx.adds = residual is not None
+        ctx.set_materialize_grads(False)  # a tangent that there is not, as zeros, would be NaN beside NaN
+        mean, var = mean.clone(), var.clone()  # running statistics may move before backward
         y = output if ctx.options["activation"] else None
         ctx.save_for_backward(x, gamma, mean, var, y)
         ctx.save_for_forward(x, gamma, mean, var, y)
 
     @staticmethod
+    @_computes
     def backward(ctx: Any, dy: Any) -> Any:
+        if dy is None:
+            return (None,) * 7
         x, gamma, mean, var, y = ctx.saved_tensors
         if _records():  # they are to have gradients: PyTorch's own operations do
             scale, xhat, reduced = _frozen(ctx.options, x, gamma, mean, var)
@@ -440,8 +488,28 @@ class _Inference(Function):  # type: ignore[misc]
 
 
 def _check_tensor(x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is {type(x).__name__}, expected a torch tensor")
+    if type(x) is not Tensor:
+        _check_values(x)
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is {type(x).__name__}, expected a torch tensor")
+
+
+def _check_values(*tensors: Any) -> None:
+    """Refuse what only stands for a tensor, where PyTorch batches or traces."""
+    for one in tensors:
+        if _is_any(one, "is_batchedtensor", "is_legacy_batchedtensor"):
+            raise TypeError(_NO_VMAP) from None
+        if _is_any(one, "is_functionaltensor") or type(one).__module__.startswith(("torch.fx", "torch._subclasses")):
+            raise TypeError(
+                f"a tensor that PyTorch traces ({type(one).__name__}) has no values to normalize: trace or export "
+                "batchnorm.torch.revert(model)"
+            ) from None
+
+
+def _is_any(one: Any, *kinds: str) -> bool:
+    """Whether it is a tensor of such a kind, as far as this PyTorch knows them."""
+    known = (getattr(torch._C._functorch, kind, None) for kind in kinds)
+    return isinstance(one, Tensor) and any(is_kind(one) for is_kind in known if is_kind)
 
 
 def _check_constants(**constants: Any) -> None:
@@ -464,16 +532,24 @@ def _kept(x: Tensor, axis: Any) -> tuple[Any, list[int] | None]:
     return axes, [x.shape[a] for a in sorted(a % x.dim() for a in axes)]
 
 
+def _tensor(x: Tensor, values: Any, dtype: Any = None) -> Any:
+    """Values on x's device; of an array a copy, since PyTorch would not see it change before backward."""
+    if values is None or isinstance(values, Tensor):
+        return values
+    if isinstance(values, np.ma.MaskedArray):
+        return values  # not without its mask
+    try:
+        return torch.from_numpy(np.array(values, dtype)).to(x.device)
+    except (TypeError, ValueError):
+        return values  # the functions say what is wrong with it
+
+
 def _full(x: Tensor, parameter: Any, shape: list[int] | None) -> Any:
     """A parameter as a tensor of the kept axes' shape, which a number has for all."""
     if parameter is None or shape is None:
         return parameter
-    if not isinstance(parameter, Tensor):
-        try:
-            parameter = torch.as_tensor(parameter, dtype=torch.float64, device=x.device)
-        except (TypeError, ValueError):
-            return parameter  # the functions say what is wrong with it
-    return parameter.expand(shape) if parameter.dim() == 0 else parameter
+    parameter = _tensor(x, parameter, np.float64)
+    return parameter.expand(shape) if isinstance(parameter, Tensor) and parameter.dim() == 0 else parameter
 
 
 def _records() -> bool:
@@ -501,7 +577,7 @@ def _slopes_by_sign(options: Any, y: Tensor) -> Tensor:
     slope = options["negative_slope"] if options["activation"] == "leaky_relu" else 0.0
     if slope < 0:
         raise ValueError(f"negative_slope must not be negative, since the sign of y tells the slope, got {slope}")
-    return torch.where(y > 0, 1.0, slope).to(y.dtype)
+    return torch.ones_like(y).masked_fill(y <= 0, slope)  # NaN passes
 
 
 def _frozen(options: Any, x: Any, gamma: Any, mean: Any, var: Any) -> tuple[Tensor, Tensor, list[int]]:

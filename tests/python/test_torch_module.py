@@ -89,8 +89,6 @@ def test_function_transforms(activation):
             torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
     got, want = (torch.func.jvp(f, (x, gamma), (x.cos(), gamma.cos()))[1] for f in (ours, theirs))
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-    with pytest.raises(RuntimeError, match="does not have vmap support"):
-        torch.func.vmap(lambda v: ours(v, gamma))(torch.stack([x, x]))
 
 
 def test_the_bits_of_the_plain_functions():
@@ -158,6 +156,24 @@ def test_infinite_gradients_where_nothing_passes():
         torch.testing.assert_close(again, plain)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_passes_an_activation(activation):
+    """In every derivative, as in forward, and harms no other value."""
+    x = torch.tensor([[1.0, -2], [float("nan"), 0.5], [-1, 3]], dtype=torch.float64, requires_grad=True)
+    residual = torch.ones_like(x, requires_grad=True)
+    mean, var = torch.zeros(2), torch.ones(2)
+    options = {"activation": activation, "negative_slope": 0.01}
+    y = bnt.batch_norm_inference(x, mean, var, 2.0, residual=residual, **options)
+    dy = torch.rand_like(y)
+    plain, again = (torch.autograd.grad(y, (x, residual), dy, create_graph=more) for more in (True, False))
+    torch.testing.assert_close(again, plain, rtol=1e-15, atol=0)
+    assert torch.equal(again[1][1], dy[1])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(residual.detach(), dy)
+        y = bnt.batch_norm_inference(x.detach(), mean, var, 2.0, residual=dual, **options)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, again[1], rtol=1e-15, atol=0)
+
+
 def test_negative_slopes_of_frozen_statistics():
     x = leaves((6, 3, 4))[0]
     y = bnt.batch_norm_inference(x, 0.0, 1.0, activation="leaky_relu", negative_slope=-0.5)
@@ -204,6 +220,26 @@ def test_numbers_and_lists():
         bnt.batch_norm(x, {})
 
 
+def test_arrays_and_lists():
+    """NumPy's stand beside tensors, as copies: autograd would not see them change before backward."""
+    x = leaves((6, 3, 4))[0]
+    rng = np.random.default_rng(0)
+    gamma, mask = rng.random(3), rng.random((6, 4)) < 0.7
+    gamma.flags.writeable = False
+    for weights in (rng.random((6, 4)), mask, rng.integers(0, 3, (6, 4)), rng.random((4, 6)).T[::-1]):
+        tensors = [torch.tensor(array.copy()) for array in (gamma, weights)]
+        want = torch.autograd.grad(bnt.batch_norm(x, tensors[0], weights=tensors[1])[0].pow(3).sum(), x)[0]
+        losses = [bnt.batch_norm(x, gamma, weights=w)[0].pow(3).sum() for w in (weights, weights.tolist())]
+        weights[...] = 0
+        for loss in losses:
+            assert torch.equal(torch.autograd.grad(loss, x)[0], want)
+    masked = np.ma.masked_array(np.ones(3), [0, 0, 1])
+    with pytest.raises(TypeError, match="gamma is a NumPy array, expected a torch tensor"):
+        bnt.batch_norm(x, masked)
+    with pytest.raises(TypeError, match="weights is complex"):
+        bnt.batch_norm(x, weights=np.ones((6, 4), complex))
+
+
 def test_weights_may_not_change_before_backward():
     x, gamma = leaves((6, 3, 4), 3)
     weights = torch.ones(6, 4, dtype=torch.float64)
@@ -211,6 +247,71 @@ def test_weights_may_not_change_before_backward():
     weights[2:] = 0
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_hooks_that_lose_the_memory_order(activation):
+    """Of what is saved, as torch.autograd.graph.save_on_cpu may; the mask of an activation follows it."""
+    x, gamma = leaves((4, 3, 5, 5), 3)
+    x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    mean, var = torch.zeros(3), torch.ones(3)
+    calls = (
+        lambda x: bnt.batch_norm(x, gamma, activation=activation)[0],
+        lambda x: bnt.batch_norm_inference(x, mean, var, gamma, activation=activation),
+    )
+    forward_ad = torch.autograd.forward_ad
+
+    def derivatives(call):
+        plain = torch.autograd.grad(call(x).pow(3).sum(), (x, gamma))
+        again = torch.autograd.grad(call(x).pow(3).sum(), (x, gamma), create_graph=True)
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(call(forward_ad.make_dual(x, x.detach().cos()))).tangent
+        return *plain, *again, *torch.autograd.grad(again[0].pow(2).sum(), (x, gamma)), tangent
+
+    for call in calls:
+        wanted = derivatives(call)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy().copy(), torch.from_numpy):
+            got = derivatives(call)
+        torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-13)
+
+
+def test_what_cannot_be_batched_or_traced():
+    """It says so, and what to do."""
+    x = torch.randn(2, 4, 3)
+    layer = bnt.convert(nn.BatchNorm1d(3))
+
+    def loss(x):
+        return layer(x).pow(2).sum()
+
+    leaf = x[0].clone().requires_grad_()
+    for training in (True, False):
+        y = layer.train(training)(leaf)
+        for call in (
+            lambda: torch.func.vmap(layer)(x),
+            lambda: torch.no_grad()(torch.func.vmap(layer))(x),
+            lambda: torch.func.vmap(torch.func.grad(loss))(x),
+            lambda y=y: torch.autograd.grad(y, leaf, torch.stack([y, y]).detach(), is_grads_batched=True),
+        ):
+            with pytest.raises(TypeError, match=r"^vmap, is_grads_batched .* use batchnorm\.torch\.revert\(model\)$"):
+                call()
+    fake = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
+    for name, call in {
+        "Proxy": lambda: torch.fx.symbolic_trace(layer),
+        "FakeTensor": lambda: layer(fake.from_tensor(x[0])),
+        "Tensor": lambda: torch.no_grad()(torch.func.functionalize(layer))(x[0]),
+    }.items():
+        with pytest.raises(TypeError, match=rf"^a tensor that PyTorch traces \({name}\) has no values"):
+            call()
+    with pytest.raises(TypeError, match=r"^torch\.jit\.script cannot compile this layer"):
+        torch.jit.script(nn.Sequential(layer))
+
+
+def test_no_third_derivatives_in_training():
+    x = leaves((6, 3))[0]
+    first = torch.autograd.grad(bnt.batch_norm(x)[0].pow(3).sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad(first.pow(2).sum(), x, create_graph=True)[0]
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        torch.autograd.grad(second.pow(2).sum(), x)
 
 
 def test_checkpoints():
@@ -346,6 +447,23 @@ def test_the_module_is_the_layer():
         np.testing.assert_allclose(y.detach(), layer.eval()(x, residual=residual), rtol=1e-12, atol=1e-12)
 
 
+def test_evaluation_and_training_in_one_graph():
+    """The running statistics move in between; the gradients are those of the values that forward had."""
+    x = torch.randn(6, 5, 4, dtype=torch.float64, requires_grad=True)
+    layer = bnt.BatchNorm1d(5, dtype=torch.float64, activation="leaky_relu")
+    layer(x * 2 + 1)
+
+    def evaluated(layer):
+        return layer.eval()(x).pow(2).sum()
+
+    def trained(layer):
+        return layer.train()(x).pow(3).sum()
+
+    wanted = [torch.autograd.grad(call(copy.deepcopy(layer)), x)[0] for call in (evaluated, trained)]
+    (evaluated(layer) + trained(layer)).backward()
+    torch.testing.assert_close(x.grad, sum(wanted))
+
+
 def test_what_modules_may_be_set_to():
     """track_running_stats off for a while, and no count of batches, are as PyTorch has them."""
     x = torch.randn(6, 5, 4)
@@ -445,10 +563,16 @@ def test_compiled_and_traced():
     got = compiled(x)
     got.square().sum().backward()
     print((got - want).abs().max().item() < 1e-5, net[1].weight.grad is not None)
-    try:
-        torch.jit.trace(net, x, check_trace=False)
-    except TypeError as error:
-        print(error)
+    torch._dynamo.reset()
+    for refused in (
+        lambda: torch.compile(net, backend="aot_eager", fullgraph=True)(x),
+        lambda: torch.jit.trace(net, x, check_trace=False),
+        lambda: torch.export.export(net, (x,), strict=False),
+    ):
+        try:
+            refused()
+        except Exception as error:
+            print(error if isinstance(error, TypeError) else type(error).__name__)
     traced = torch.jit.trace(batchnorm.torch.revert(net.eval()), x)
     print(torch.equal(traced(x), net(x)))
     """
@@ -457,6 +581,9 @@ def test_compiled_and_traced():
     ended = run_python("-c", textwrap.dedent(code), timeout=300)
     assert ended.stdout.splitlines() == [
         "True True",
+        "Unsupported",
         "x is traced by torch.jit, which cannot record this function: call it outside the trace",
+        "a tensor that PyTorch traces (FakeTensor) has no values to normalize: trace or export "
+        "batchnorm.torch.revert(model)",
         "True",
     ], ended.stderr
