@@ -10,8 +10,8 @@ from . import _core, cuda
 def get_num_threads() -> int:
     """How many threads a call uses at most, unless it says so itself.
 
-    What `set_num_threads` said; before that BATCHNORM_NUM_THREADS, else OMP_NUM_THREADS, else all processors, in each
-    case no more than the process' affinity and control group allow.
+    What `set_num_threads` said, as it is. Before that BATCHNORM_NUM_THREADS, else OMP_NUM_THREADS, else all processors:
+    of these three no more than the process' affinity and control group allow.
     """
     return _core.get_num_threads()
 
