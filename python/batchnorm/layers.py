@@ -195,9 +195,11 @@ class BatchNorm:
 
     # ------------------------------------------------------------------------------------------------ mode
 
-    def train(self) -> BatchNorm:
-        """Normalize by the batch and move the running statistics."""
-        self._mode = "train"
+    def train(self, mode: bool = True) -> BatchNorm:
+        """Normalize by the batch and move the running statistics; ``train(False)`` is `eval`, as in PyTorch."""
+        if not isinstance(mode, bool):
+            raise TypeError(f"mode must be a bool, got {mode!r}")
+        self._mode = "train" if mode else "eval"
         return self
 
     def eval(self) -> BatchNorm:
@@ -214,6 +216,11 @@ class BatchNorm:
     def mode(self) -> str:
         """What a call does: train, eval or freeze."""
         return self._mode
+
+    @property
+    def training(self) -> bool:
+        """Whether a call normalizes by the batch: in eval and freeze mode it does not."""
+        return self._mode == "train"
 
     # --------------------------------------------------------------------------------- forward and backward
 

@@ -134,6 +134,16 @@ def test_modes_return_the_layer():
     for mode in ("eval", "freeze", "train"):
         assert getattr(layer, mode)() is layer
         assert layer.mode == mode
+        assert layer.training == (mode == "train")
+
+
+def test_train_takes_a_bool_as_pytorch_s_does():
+    layer = bn.BatchNorm(3)
+    assert layer.train(False) is layer
+    assert layer.mode == "eval"
+    assert layer.train(True).mode == "train"
+    with pytest.raises(TypeError, match="mode must be a bool, got 'eval'"):
+        layer.train("eval")
 
 
 def test_training():
