@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
 
@@ -40,6 +41,7 @@ class Context:
 
     def __init__(
         self,
+        layer: BatchNorm,
         x: Any,
         statistics: Any,
         y: Any,
@@ -48,8 +50,9 @@ class Context:
         exchange: Exchange | None = None,
         out: Any = None,
     ) -> None:
+        self._layer = weakref.ref(layer)
         self._x = x
-        self._statistics = statistics  # Saved, or (mean, var) where the layer was frozen
+        self._statistics = statistics  # Saved, or what batch_norm_inference took where the layer was frozen
         self._y = y  # where the layer was frozen and activates: its sign is the mask
         self._frozen = frozen
         self._residual = residual
@@ -242,39 +245,24 @@ class BatchNorm:
                 x,
                 gamma,
                 beta,
-                axis=self.axis,
-                eps=self.eps,
                 group_size=self.group_size,
                 weights=weights,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
                 residual=residual,
                 out=out,
                 threads=self.threads,
+                **self._settings(),
             )
             self._track(x, saved)
-            return y, Context(x, saved, None, frozen=False, residual=residual is not None, out=out)
+            return y, Context(self, x, saved, None, frozen=False, residual=residual is not None, out=out)
         mean, var = self.running_mean, self.running_var
         if self._mode == "freeze":
             mean, var = mean.copy(), var.copy()  # as they are now, whatever is loaded before backward
-        y = batch_norm_inference(
-            x,
-            _beside(x, mean),
-            _beside(x, var),
-            gamma,
-            beta,
-            axis=self.axis,
-            eps=self.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-            threads=self.threads,
-        )
+        frozen = {"mean": _beside(x, mean), "var": _beside(x, var), **self._settings()}
+        y = batch_norm_inference(x, gamma=gamma, beta=beta, residual=residual, out=out, threads=self.threads, **frozen)
         if self._mode == "eval":
             return y, None
         kept_y = y if self.activation else None
-        return y, Context(x, (mean, var), kept_y, frozen=True, residual=residual is not None, out=out)
+        return y, Context(self, x, frozen, kept_y, frozen=True, residual=residual is not None, out=out)
 
     def backward(
         self, dy: Any, ctx: Context | Literal["last"] | None = "last", *, accumulate: bool = False, out: Any = None
@@ -291,6 +279,8 @@ class BatchNorm:
             )
         if not isinstance(context, Context):
             raise TypeError(f"ctx must be what forward returned, got {type(context).__name__}")
+        if context._layer() is not self:
+            raise ValueError(f"ctx is of a forward of another layer, expected one of this {self}")
         if context._x is None:
             raise RuntimeError("backward was already called for this forward; call forward again")
         if context._overwritten:
@@ -301,22 +291,15 @@ class BatchNorm:
         x = context._x
         grads: Grads
         if context._frozen:
-            mean, var = (_beside(x, statistic) for statistic in context._statistics)
-            gamma = _beside(x, self.gamma)
             grads = batch_norm_inference_backward(
                 dy,
                 x,
-                mean,
-                var,
-                gamma,
+                gamma=_beside(x, self.gamma),
                 y=context._y,
-                axis=self.axis,
-                eps=self.eps,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
                 need_dresidual=context._residual,
                 out=out,
                 threads=self.threads,
+                **context._statistics,
             )
         elif context._exchange is not None:
             grads = context._exchange.backward(self, context, dy, out=out)
@@ -336,6 +319,15 @@ class BatchNorm:
         self.dresidual = grads.dresidual
         context._x = context._y = context._statistics = None
         return grads.dx
+
+    def _settings(self) -> dict[str, Any]:
+        """The options that all of forward has, and that backward of a frozen call must have, too."""
+        return {
+            "axis": self.axis,
+            "eps": self.eps,
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+        }
 
     def _check_features(self, x: Any) -> None:
         if not isinstance(x, np.ndarray):
@@ -483,11 +475,14 @@ def _axis_of(axis: Any) -> Axis:
 
 def _is_same(x: Any, out: Any) -> bool:
     """Whether out, which may overlap x only as a whole, is x."""
-    if type(out) is not type(x) or math.prod(x.shape) == 0:
-        return False
-    if isinstance(x, np.ndarray):
-        return bool(x.ctypes.data == out.ctypes.data)
-    return bool(x.data_ptr() == out.data_ptr())
+    return out is not None and math.prod(x.shape) > 0 and _address(out) == _address(x)
+
+
+def _address(array: Any) -> int | None:
+    """Where the elements lie; None for JAX's arrays, which no out can overwrite."""
+    if isinstance(array, np.ndarray):
+        return int(array.ctypes.data)
+    return int(array.data_ptr()) if hasattr(array, "data_ptr") else None
 
 
 def _beside(x: Any, array: npt.NDArray[Any] | None) -> Any:

@@ -61,14 +61,11 @@ class Parts:
             gamma, beta = scaled * r, scaled * d + (0.0 if beta is None else beta)
         parameters = _beside(x, gamma), _beside(x, beta)
         options = {
-            "axis": layer.axis,
-            "eps": layer.eps,
             "weights": weights,
-            "activation": layer.activation,
-            "negative_slope": layer.negative_slope,
             "residual": residual,
             "out": out,
             "threads": layer.threads,
+            **layer._settings(),
         }
         if not counts.any():
             y, saved = batch_norm(x, *parameters, **options)
@@ -80,7 +77,7 @@ class Parts:
         if new:
             effective = np.where(squares == counts, counts, counts**2 / (squares + (squares == 0)))
             layer._track(x, saved, effective)
-        context = PartContext(x, saved, None, frozen=False, residual=residual is not None, exchange=self, out=out)
+        context = PartContext(layer, x, saved, None, False, residual is not None, exchange=self, out=out)
         context.correction = correction
         return y, context
 

@@ -1,6 +1,7 @@
 """The BatchNorm layer."""
 
 import concurrent.futures
+import contextlib
 import copy
 import gc
 import io
@@ -179,6 +180,16 @@ def test_frozen_backward_uses_the_statistics_of_its_forward():
     layer(x)
     layer.running_mean[...] = layer.running_var[...] = 77
     assert_matches(layer.backward(dy), reference.inference_backward(dy, x, mean, var, 1, layer.gamma).dx)
+
+
+def test_frozen_backward_uses_the_settings_of_its_forward():
+    layer = a_layer(activation="leaky_relu", negative_slope=0.2, eps=0.5).freeze()
+    x, dy = batch(), batch(seed=1)
+    layer(x)
+    want = layer.backward(dy)
+    layer(x)
+    layer.eps, layer.activation, layer.negative_slope = 1e-5, None, 0.7
+    assert same_bits(layer.backward(dy), want)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0, 1, 0.25])
@@ -369,6 +380,17 @@ def test_several_forwards():
     assert layer.eval().forward(inputs[0])[1] is None
 
 
+@pytest.mark.parametrize("mode", ["train", "freeze"])
+def test_a_context_of_another_layer(mode):
+    layer, other = (getattr(a_layer(), mode)() for _ in range(2))
+    x = batch()
+    _, ctx = other.forward(x)
+    with pytest.raises(ValueError, match=r"ctx is of a forward of another layer, expected one of this BatchNorm\(3"):
+        layer.backward(x, ctx)
+    assert not layer.dgamma.any()
+    other.backward(x, ctx)  # where it still is
+
+
 def test_mode_may_change_before_backward():
     layer = a_layer()
     x, dy = batch(), batch(seed=1)
@@ -417,6 +439,22 @@ def test_no_backward_where_x_was_overwritten(mode):
         assert same_bits(layer(x, out=seen_as(x)), want)
         with pytest.raises(RuntimeError, match=r"backward needs x, which forward overwrote \(out was x\)"):
             layer.backward(dy)
+
+
+def test_no_backward_where_x_was_overwritten_as_another_type(tmp_path):
+    """It is the memory that counts, not how x and out see it."""
+    mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=(6, 3, 5))
+    cases = [(mapped, np.asarray(mapped)), (np.asarray(mapped), mapped)]
+    with contextlib.suppress(ImportError):
+        import torch
+
+        parameter = torch.nn.Parameter(torch.from_numpy(batch()), requires_grad=False)
+        cases.append((parameter, parameter.data))
+    for x, out in cases:
+        layer = a_layer()
+        layer(x, out=out)
+        with pytest.raises(RuntimeError, match="backward needs x, which forward overwrote"):
+            layer.backward(x)
 
 
 def test_a_wrong_dy_can_be_corrected():
