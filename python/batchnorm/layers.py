@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
@@ -82,7 +83,8 @@ class BatchNorm:
     its running statistics.
 
     gamma (ones; None if not scale), beta (zeros; None if not center), running_mean (zeros), running_var (ones) and the
-    gradients dgamma and dbeta are NumPy arrays of dtype that are written in place and never replaced.
+    gradients dgamma and dbeta are NumPy arrays of dtype (bfloat16 is that of ml_dtypes) that are written in place and
+    never replaced.
 
     ``y = layer(x)`` keeps a reference to x until ``dx = layer.backward(dy)`` uses it: x must not change before, nor
     weights, nor, where a frozen layer activates, y. ``out=x`` is for calls without a backward. In `eval` it keeps
@@ -122,9 +124,7 @@ class BatchNorm:
         )
         if running is not None and momentum != "default":
             raise ValueError(f"momentum {momentum} and running {running} were given, expected one of them")
-        dtype = np.dtype(dtype)
-        if dtype.name not in ("float32", "float64", "float16", "bfloat16") or not dtype.isnative:
-            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
+        dtype = _dtype_of(dtype)
         self.num_features = num_features
         self.axis = axis
         self.eps: float = eps
@@ -315,7 +315,7 @@ class BatchNorm:
             )
         for total, grad in ((self.dgamma, grads.dgamma), (self.dbeta, grads.dbeta)):
             if total is not None:
-                total[...] = total + np.asarray(grad) if accumulate else np.asarray(grad)
+                total[...] = total + to_numpy(grad) if accumulate else to_numpy(grad)
         self.dresidual = grads.dresidual
         context._x = context._y = context._statistics = None
         return grads.dx
@@ -473,6 +473,26 @@ def _axis_of(axis: Any) -> Axis:
     return tuple(integer("axis", one, "an int or a tuple of ints") for one in axis)
 
 
+def _dtype_of(dtype: Any) -> np.dtype[Any]:
+    name = str(dtype)
+    if name.startswith("torch."):  # PyTorch's types have NumPy's names
+        dtype = name = name.removeprefix("torch.")
+    if name == "bfloat16":  # which NumPy knows once this is imported
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ImportError("dtype bfloat16 needs the package ml_dtypes: pip install ml_dtypes") from None
+        dtype = ml_dtypes.bfloat16
+    found: np.dtype[Any] | None
+    try:
+        found = np.dtype(dtype)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.name not in ("float32", "float64", "float16", "bfloat16") or not found.isnative:
+        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
+    return found
+
+
 def _is_same(x: Any, out: Any) -> bool:
     """Whether out, which may overlap x only as a whole, is x."""
     return out is not None and math.prod(x.shape) > 0 and _address(out) == _address(x)
@@ -487,8 +507,11 @@ def _address(array: Any) -> int | None:
 
 def _beside(x: Any, array: npt.NDArray[Any] | None) -> Any:
     """The layer's array as x's kind of array, sharing its memory."""
-    if array is None or not type(x).__module__.startswith("torch"):
+    if array is None or isinstance(x, np.ndarray):
         return array
-    import torch
-
+    torch = sys.modules.get("torch")  # which is imported where there are tensors
+    if torch is None or not isinstance(x, torch.Tensor):
+        return array
+    if array.dtype.itemsize == 2 and array.dtype != np.float16:  # bfloat16, which from_numpy does not know
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -7,12 +7,14 @@ import gc
 import io
 import itertools
 import pickle
+import sys
 import weakref
 
 import numpy as np
 import pytest
 import reference
 from checks import same_bits
+from child import output_of
 from reference import assert_matches
 
 import batchnorm as bn
@@ -69,6 +71,8 @@ def test_a_new_layer():
         ((3,), {"dtype": "int32"}, TypeError, "dtype must be float32, float64, float16 or bfloat16, got int32"),
         ((3,), {"dtype": "longdouble"}, TypeError, "dtype must be float32, float64, float16 or bfloat16, got "),
         ((3,), {"dtype": ">f4"}, TypeError, "dtype must be float32, float64, float16 or bfloat16, got >f4"),
+        ((3,), {"dtype": "torch.int32"}, TypeError, "dtype must be float32, float64, float16 or bfloat16, got int32"),
+        ((3,), {"dtype": object()}, TypeError, "dtype must be float32, float64, float16 or bfloat16, got <object"),
         ((3,), {"axis": "1"}, TypeError, "axis must be an int or a tuple of ints, got '1'"),
         ((3,), {"axis": [1.0]}, TypeError, "axis must be an int or a tuple of ints, got 1.0"),
         ((3,), {"eps": "a"}, TypeError, "eps must be a number, got 'a'"),
@@ -110,6 +114,22 @@ def test_several_kept_axes():
     assert_matches(layer.dgamma, reference.backward(dy, x, (1, 2)).dgamma)
     assert bn.BatchNorm((3,), axis=(1,)).gamma.shape == (3,)
     assert bn.BatchNorm((), axis=()).gamma.shape == ()
+
+
+def test_bfloat16_needs_no_import_before():
+    pytest.importorskip("ml_dtypes")
+    code = """
+        import batchnorm as bn
+        print(bn.BatchNorm(3, dtype="bfloat16").gamma.dtype)
+        """
+    assert output_of(code) == "bfloat16"
+
+
+def test_bfloat16_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ImportError, match="dtype bfloat16 needs the package ml_dtypes: pip install ml_dtypes"):
+        bn.BatchNorm(3, dtype="bfloat16")
+    assert bn.BatchNorm(3, dtype="float16").gamma.dtype == np.float16
 
 
 def test_channels_last():
@@ -677,3 +697,41 @@ def test_torch_tensors(mode):
     for name in ARRAYS:
         assert isinstance(getattr(theirs, name), np.ndarray)
         assert same_bits(getattr(theirs, name), getattr(ours, name))
+
+
+@pytest.mark.parametrize("mode", ["train", "freeze", "eval"])
+def test_a_bfloat16_layer_of_torch_tensors(mode):
+    torch = pytest.importorskip("torch")
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    assert bn.BatchNorm(3, dtype=torch.bfloat16).gamma.dtype == bfloat16
+    assert bn.BatchNorm(3, dtype=torch.float64).gamma.dtype == np.float64
+    x, dy = batch(dtype=bfloat16), batch(seed=1, dtype=bfloat16)
+
+    def as_tensor(array):
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+
+    ours, theirs = (getattr(a_layer(dtype="bfloat16", activation="relu"), mode)() for _ in range(2))
+    for accumulate in (False, True):
+        y, want = theirs(as_tensor(x), residual=as_tensor(dy)), ours(x, residual=dy)
+        assert same_bits(y.view(torch.int16).numpy(), want.view(np.int16))
+        if mode != "eval":
+            dx = theirs.backward(as_tensor(dy), accumulate=accumulate)
+            want = ours.backward(dy, accumulate=accumulate)
+            assert same_bits(dx.view(torch.int16).numpy(), want.view(np.int16))
+    for name in ARRAYS:
+        assert same_bits(getattr(theirs, name), getattr(ours, name))
+
+
+@pytest.mark.parametrize("mode", ["train", "freeze", "eval"])
+def test_a_subclass_of_torch_s_tensor(mode):
+    torch = pytest.importorskip("torch")
+
+    class Named(torch.Tensor):
+        pass
+
+    layer, plain = (getattr(a_layer(), mode)() for _ in range(2))
+    x = torch.from_numpy(batch())
+    assert same_bits(layer(x.as_subclass(Named)).numpy(), plain(x).numpy())
+    if mode != "eval":
+        assert same_bits(layer.backward(x.as_subclass(Named)).numpy(), plain.backward(x).numpy())
+        assert same_bits(layer.dgamma, plain.dgamma)
