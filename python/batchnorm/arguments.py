@@ -1,10 +1,16 @@
-"""Arguments that Python checks itself: numbers, with the argument's name in what is said of others."""
+"""Arguments that Python checks itself, with the argument's name in what is said of others: numbers, arrays, states."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .statistics import to_numpy
 
 
 def integer(argument: str, value: Any, expected: str = "an int") -> int:
@@ -36,3 +42,34 @@ def check_options(*, eps: Any, group_size: Any, activation: Any, negative_slope:
     for argument, value in (("group_size", group_size), ("threads", threads)):
         if value is not None and integer(argument, value) < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")
+
+
+def numbers(argument: str, value: Any) -> npt.NDArray[Any]:
+    """The value as an array of real numbers, or a TypeError."""
+    array = to_numpy(value)
+    if array.dtype == np.dtype("V2"):  # bfloat16, as np.load gives it back
+        array = np.left_shift(array.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{argument} has dtype {array.dtype}, expected real numbers")
+    return array
+
+
+def whole_numbers(argument: str, array: npt.NDArray[Any]) -> None:
+    """Raise a ValueError if the array has a number that int64 does not hold."""
+    wide = np.asarray(array, np.longdouble)
+    if not ((wide == np.floor(wide)) & (abs(wide) < 2.0**63)).all():
+        raise ValueError(f"{argument} must be whole numbers that int64 holds, got {array}")
+
+
+def named_arrays(argument: str, value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, or a TypeError."""
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{argument} is {type_name(value)}, expected a mapping of names to arrays, such as a state_dict()"
+        )
+    return value
+
+
+def type_name(value: Any) -> str:
+    """The name of the value's type with its module, since PyTorch and this library have classes of the same name."""
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._core import Saved
-from .arguments import check_options, integer
-from .conventions import Convention, rules, to_own
+from .arguments import check_options, integer, named_arrays, numbers, whole_numbers
+from .conventions import Convention, nesting, rules, to_own
 from .functional import (
     Activation,
     Axis,
@@ -402,6 +402,7 @@ class BatchNorm:
         again with running statistics that are loaded, from num_batches_tracked alone. A layer with another convention
         than PyTorch's takes that one's names too (`convert_state`), with variances as they are.
         """
+        named_arrays("mapping", mapping)
         if self.convention != "torch":
             own = to_own(mapping, self.convention, self.eps, prefix)
             if "scale_factor" not in self._memory:
@@ -417,18 +418,17 @@ class BatchNorm:
             if missing or unexpected:
                 raise ValueError(
                     f"state does not fit the layer: missing {sorted(missing)}, unexpected {sorted(unexpected)} "
-                    f"(after prefix {prefix!r})"
+                    f"(after prefix {prefix!r}; strict=False leaves what is missing as it is)"
+                    + nesting(mapping[given[key]] for key in unexpected)
                 )
-        values = {key: to_numpy(mapping[given[key]]) for key in state if key in given}
+        values = {key: numbers(prefix + key, mapping[given[key]]) for key in state if key in given}
         for key, value in values.items():
-            if value.dtype.kind not in "fiub" and value.dtype.name != "bfloat16":
-                raise TypeError(f"{prefix}{key} has dtype {value.dtype}, expected real numbers")
             if value.shape != state[key].shape:
                 raise ValueError(f"{prefix}{key} has shape {value.shape}, expected {state[key].shape}")
             if not (key in ("weight", "bias") or key.endswith("mean")) and (value < 0).any():
                 raise ValueError(f"{prefix}{key} must not be negative")
-            if state[key].dtype.kind == "i" and (value != np.floor(value)).any():
-                raise ValueError(f"{prefix}{key} must be whole numbers, got {value}")
+            if state[key].dtype.kind == "i":
+                whole_numbers(prefix + key, value)
         for key, value in values.items():
             state[key][...] = value
         if not remembered and {"running_mean", "running_var"} & values.keys():

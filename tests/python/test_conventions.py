@@ -316,6 +316,25 @@ def test_many_values_there_and_back(other, dtype):
             assert within_2_ulp(again[key], want, dtype, scale), (key, count)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("pair", list(itertools.product(RULES, ("caffe", "matconvnet"))), ids="-".join)
+def test_16_bits_there_and_back(pair, dtype):
+    """By way of sums that float16 could not hold, and of which bfloat16 would round another time."""
+    one, other = pair
+    dtype = np.dtype(dtype) if dtype == "float16" else np.dtype(needs("ml_dtypes").bfloat16)
+    spacing = 2.0 ** (-10 if dtype == np.float16 else -7)
+    rng = np.random.default_rng(0)
+    state = {"running_mean": rng.normal(0, 300, 2000).astype(dtype)}
+    state["running_var"] = np.exp(rng.uniform(-5, 10, 2000)).astype(dtype)
+    for count in (2, 7, 1000):
+        again = bn.convert_state(bn.convert_state(state, one, other, count), other, one, count)
+        again = bn.convert_state(again, one, "torch", np.inf)
+        for key, want in state.items():
+            got, want = (a.astype(np.float64) for a in (again[key], want))
+            scale = want + 1e-4 * count / (count - 1) if key == "running_var" and other == "matconvnet" else abs(want)
+            assert np.all(np.abs(got - want) <= 2 * spacing * 2.0 ** np.floor(np.log2(scale))), (key, count)
+
+
 def test_torch_to_each():
     state = a_state(np.float64, batches=3)
     mean, var = state["running_mean"], state["running_var"]
@@ -492,7 +511,22 @@ def test_a_policy_s_memory_is_left_out():
         ({}, {"to": "keras", "count": float("nan")}, "count must be above 1, got nan"),
         ({}, {"to": "keras", "count": [2, 1, 3]}, "count must be above 1"),
         ({}, {"eps": 0}, "eps must be positive and finite, got 0"),
+        ({}, {"to": "keras", "count": np.full(4, 9)}, r"count has shape \(4,\), expected one number or \(3,\)"),
         ({"running_var": -np.ones(3)}, {}, "variances of state must not be negative"),
+        ({"running_mean": np.ones(4)}, {}, r"weight has shape \(3,\), expected \(4,\), that of running_mean"),
+        ({"running_var": np.ones(4)}, {}, r"running_var has shape \(4,\), expected \(3,\), that of running_mean"),
+        ({"num_batches_tracked": np.inf}, {}, "num_batches_tracked must be whole numbers"),
+        ({"num_batches_tracked": np.ones(3)}, {}, r"num_batches_tracked has shape \(3,\), expected \(\)"),
+        (
+            {"running_mean": np.full(3, 1e36, np.float32)},
+            {"to": "caffe"},
+            "running_mean overflows float32 when it is con",
+        ),
+        (
+            {"running_var": np.full(3, 6e4, np.float16)},
+            {"from_": "onnx", "count": 2},
+            "running_var overflows float16 when it is converted, expected a wider type or smaller values",
+        ),
         ({"moving_mean": np.ones(3)}, {}, r"unknown keys \['moving_mean'\], expected those of torch: weight"),
     ],
 )
@@ -510,11 +544,61 @@ def test_errors(state, options, message):
         ("caffe", {"mean": np.ones(3), "variance": np.ones(3), "scale_factor": -1}, "scale_factor must be one number"),
         ("caffe", {"mean": np.ones(3), "variance": -np.ones(3), "scale_factor": 1}, "must not be negative"),
         ("matconvnet", {"moments": np.ones((3, 3))}, r"moments has shape \(3, 3\), expected \(C, 2\)"),
+        (
+            "caffe",
+            {"mean": np.ones(3), "variance": np.ones(3), "scale_factor": np.inf},
+            "scale_factor must be one number",
+        ),
+        ("keras", {"moving_mean": np.ones(3), "moving_variance": np.ones(4)}, r"moving_variance has shape \(4,\)"),
+        (
+            "flax",
+            {name: {"BatchNorm_0": {}} for name in ("params", "batch_stats")},
+            r"unknown keys \['BatchNorm_0'\].*of a Flax tree, \{'params': tree\['params'\]\[name\], 'batch_stats'",
+        ),
     ],
 )
 def test_errors_of_a_convention(from_, state, message):
     with pytest.raises(ValueError, match=message):
         bn.convert_state(state, from_, from_)
+
+
+def test_a_sigma_whose_square_overflows():
+    with pytest.raises(ValueError, match="moments overflows float64 when it is converted"):
+        bn.convert_state({"moments": np.full((3, 2), 1e200)}, "matconvnet", "keras")
+
+
+@pytest.mark.parametrize(
+    ("from_", "state", "options", "message"),
+    [
+        (
+            "torch",
+            {"running_mean": np.ones(3) * 1j, "running_var": np.ones(3)},
+            {},
+            "running_mean has dtype complex128",
+        ),
+        (
+            "keras",
+            {"moving_mean": ["a"], "moving_variance": np.ones(1)},
+            {},
+            "moving_mean has dtype <U1, expected real",
+        ),
+        ("caffe", {"mean": "m", "variance": "v", "scale_factor": 1}, {}, "mean has dtype <U1"),
+        ("caffe", {"mean": np.ones(3), "variance": np.ones(3), "scale_factor": "1"}, {}, "scale_factor has dtype <U1"),
+        ("matconvnet", {"moments": "m"}, {}, "moments has dtype <U1"),
+        ("torch", a_state(), {"to": "keras", "count": "10"}, "count has dtype <U2, expected real numbers"),
+        ("torch", a_state(), {"eps": "x"}, "eps must be a number, got 'x'"),
+        (
+            "torch",
+            bn.BatchNorm(3),
+            {},
+            r"state is batchnorm.layers.BatchNorm, expected a mapping .* as a state_dict\(\)",
+        ),
+        ("keras", [1], {}, "state is list, expected a mapping of names to arrays"),
+    ],
+)
+def test_types_that_are_wrong(from_, state, options, message):
+    with pytest.raises(TypeError, match=message):
+        bn.convert_state(state, from_, **{"to": from_, **options})
 
 
 def test_errors_of_the_layer():
@@ -528,3 +612,6 @@ def test_errors_of_the_layer():
         layer.load_state_dict({**state, "extra": 1})
     with pytest.raises(ValueError, match=r"unexpected \['beta', 'gamma'"):
         bn.BatchNorm(3).load_state_dict(state)
+    tree = {"params": {"BatchNorm_0": {"scale": np.ones(3)}}, "batch_stats": {"BatchNorm_0": {"mean": np.ones(3)}}}
+    with pytest.raises(ValueError, match=r"unexpected \['BatchNorm_0'\].*; of a Flax tree, .* is one layer's"):
+        bn.BatchNorm(3, convention="flax").load_state_dict(tree)

@@ -567,6 +567,20 @@ def test_load_from_npz():
         assert same_bits(value, source.state_dict()[key])
 
 
+def test_bfloat16_through_npz():
+    """Which gives its arrays back as two bytes without a type."""
+    source = a_layer(dtype=pytest.importorskip("ml_dtypes").bfloat16)
+    file = io.BytesIO()
+    np.savez(file, **source.state_dict())
+    file.seek(0)
+    with np.load(file) as arrays:
+        assert arrays["weight"].dtype == "V2"
+        for layer in (bn.BatchNorm(3, dtype="bfloat16"), bn.BatchNorm(3)):
+            layer.load_state_dict(arrays)
+            for key, value in layer.state_dict().items():
+                assert np.array_equal(value, source.state_dict()[key])
+
+
 def test_load_other_types():
     layer = bn.BatchNorm(3)
     layer.load_state_dict(
@@ -589,7 +603,14 @@ def test_load_other_types():
         (lambda s: s.update(running_mean=5.0), r"running_mean has shape \(\), expected \(3,\)"),
         (lambda s: s.update(running_var=np.array([1, -1, 1])), "running_var must not be negative"),
         (lambda s: s.update(num_batches_tracked=-2), "num_batches_tracked must not be negative"),
-        (lambda s: s.update(num_batches_tracked=2.5), "num_batches_tracked must be whole numbers, got 2.5"),
+        (
+            lambda s: s.update(num_batches_tracked=2.5),
+            "num_batches_tracked must be whole numbers that int64 holds, got 2.5",
+        ),
+        (lambda s: s.update(num_batches_tracked=np.inf), "num_batches_tracked must be whole numbers.*got inf"),
+        (lambda s: s.update(num_batches_tracked=np.nan), "num_batches_tracked must be whole numbers.*got nan"),
+        (lambda s: s.update(num_batches_tracked=1e30), "num_batches_tracked must be whole numbers.*got 1e[+]30"),
+        (lambda s: s.update(num_batches_tracked=2.0**63), "num_batches_tracked must be whole numbers that int64"),
         (lambda s: s.update(bias=np.array(list("abc"))), "bias has dtype <U1, expected real numbers"),
         (lambda s: s.update(running_mean=np.array([1j, 1, 1])), "running_mean has dtype complex128, expected real"),
     ],
@@ -605,6 +626,18 @@ def test_load_errors_write_nothing(change, message):
         layer.load_state_dict(state, prefix="bn.")
     for key, value in layer.state_dict().items():
         assert same_bits(value, before[key])
+
+
+def test_load_from_no_mapping():
+    for state, name in (([1], "list"), (bn.BatchNorm(3), "batchnorm.layers.BatchNorm"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"mapping is {name}, expected a mapping of names to arrays"):
+            bn.BatchNorm(3).load_state_dict(state)
+
+
+def test_the_largest_number_of_batches():
+    layer = bn.BatchNorm(3)
+    layer.load_state_dict({"num_batches_tracked": 2**63 - 1}, strict=False)
+    assert layer.num_batches_tracked == 2**63 - 1
 
 
 def test_load_not_strict():
