@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from .functional import batch_norm, batch_norm_backward, grad_sums, input_grad, moments, normalize
 from .layers import BatchNorm, Context, _beside
-from .running import weight_sums
+from .running import effective_count, merged_effective_count
 from .statistics import Grads, GradSums, Moments
 
 Packed = npt.NDArray[np.float64]
-"""[count, sum of squared weights, mean, m2], or [sum of dy, of dy * (x - mean)]: each of the kept axes' shape."""
+"""[count, effective count, mean, m2], or [sum of dy, of dy * (x - mean)]: each of the kept axes' shape."""
 
 
 class Corrected(BatchNorm):
@@ -47,8 +47,8 @@ class Parts:
     def forward(self, layer: BatchNorm, x: Any, *, residual: Any, weights: Any, out: Any) -> tuple[Any, Context]:
         """Normalize x by the statistics of all parts."""
         total, new = self.moments(layer, lambda: _measured(layer, x, weights))
-        counts, squares, mean, m2 = total
-        count = _same(counts)
+        counts, effective, mean, m2 = total
+        count: Any = _same(counts)
         if weights is None and count == 1:
             raise ValueError(
                 f"x of shape {tuple(x.shape)}, with all other parts of the batch, has one value per channel, "
@@ -70,12 +70,11 @@ class Parts:
         if not counts.any():
             y, saved = batch_norm(x, *parameters, **options)
         else:
-            if weights is not None or not isinstance(count, float):
+            if weights is not None or count is None:
                 count = _beside(x, counts)
             whole = Moments(_beside(x, mean), _beside(x, m2), count)
             y, saved = normalize(x, whole, *parameters, **options)
         if new:
-            effective = np.where(squares == counts, counts, counts**2 / (squares + (squares == 0)))
             layer._track(x, saved, effective)
         context = PartContext(layer, x, saved, None, False, residual is not None, exchange=self, out=out)
         context.correction = correction
@@ -107,10 +106,16 @@ class Parts:
 def merged_moments(parts: Iterable[Packed]) -> Packed:
     """Those of all parts, merged in the order given: the same bits wherever that is done."""
     parts = list(parts)
+    counts = [_same(part[:2]) for part in parts]
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite stays in its channel
-        total = Moments.merge(Moments(part[2], part[3], _same(part[0])) for part in parts)
-        squares = reduce(add, (part[1] for part in parts))
-    return _packed(squares.shape, total.count, squares, total.mean, total.m2)
+        total = Moments.merge(
+            Moments(part[2], part[3], part[0] if count is None else count)
+            for part, count in zip(parts, counts, strict=True)
+        )
+    effective = total.count
+    if None in counts:
+        effective = merged_effective_count(*np.stack([part[:2] for part in parts], axis=1))
+    return _packed(parts[0][0].shape, total.count, effective, total.mean, total.m2)
 
 
 def merged_sums(parts: Iterable[Packed]) -> Packed:
@@ -122,8 +127,8 @@ def merged_sums(parts: Iterable[Packed]) -> Packed:
 def _measured(layer: BatchNorm, x: Any, weights: Any) -> Packed:
     layer._check_features(x)
     m = moments(x, axis=layer.axis, weights=weights, threads=layer.threads)
-    squares = m.count if weights is None else weight_sums(x.shape, weights, layer.axis)[1]
-    return _packed(layer._shape, m.count, squares, m.mean, m.m2)
+    effective = m.count if weights is None else effective_count(x.shape, weights, layer.axis)
+    return _packed(layer._shape, m.count, effective, m.mean, m.m2)
 
 
 def _summed(dy: Any, x: Any, saved: Any, threads: int | None) -> Packed:
@@ -135,7 +140,6 @@ def _packed(shape: tuple[int, ...], *rows: Any) -> Packed:
     return np.stack([np.broadcast_to(np.asarray(row, np.float64), shape) for row in rows])
 
 
-def _same(counts: Packed) -> Any:
-    """One number where all counts are the same: a merge leaves the statistics of an empty part out then."""
-    counts = np.asarray(counts)
-    return float(counts.flat[0]) if counts.size and (counts == counts.flat[0]).all() else counts
+def _same(counts: Packed) -> float | None:
+    """The number that all counts are, None if they differ: a merge leaves the statistics of an empty part out then."""
+    return float(counts.flat[0]) if counts.size and (counts == counts.flat[0]).all() else None

@@ -188,12 +188,10 @@ class Window(Running):
         mean, var, weight, effective_count = memory.values()
         last = Batch(mean, var, weight, effective_count, batch.biased)
         if self.pooled:
-            pooled_mean, pooled_var, weight = pooled(last.mean, last.var, last.weight)
+            pooled_mean, pooled_var, _ = pooled(last.mean, last.var, last.weight)
             if last.biased:
                 return pooled_mean, pooled_var
-            return pooled_mean, unbiased(
-                pooled_var, _effective(weight, _of_squares(last.weight, last.effective_count).sum(0))
-            )
+            return pooled_mean, unbiased(pooled_var, merged_effective_count(last.weight, last.effective_count))
         there = last.weight > 0
         n = np.maximum(there.sum(0), 1)
         return last.mean.sum(0) / n, last.statistic().sum(0) / n
@@ -273,14 +271,13 @@ class PopulationStatistics:
         pooled = self.pooled + other.pooled  # says if shapes differ
         batches = self.batches + other.batches
         share = other.batches / np.maximum(batches, 1)
-        squares = _of_squares(self.pooled.count, self.effective_count)
-        squares = squares + _of_squares(other.pooled.count, other.effective_count)
+        counts = np.stack([self.pooled.count, other.pooled.count])
         return PopulationStatistics(
             batches,
             self.batch_mean + share * (other.batch_mean - self.batch_mean),
             self.batch_var + share * (other.batch_var - self.batch_var),
             pooled,
-            _effective(pooled.count, squares),
+            merged_effective_count(counts, np.stack([self.effective_count, other.effective_count])),
         )
 
     def __radd__(self, zero: int) -> PopulationStatistics:
@@ -350,8 +347,8 @@ def scale_factor(keep: float, batches: int) -> float:
     return float(batches) if keep == 1 else -math.expm1(batches * math.log(keep)) / (1 - keep)
 
 
-def weight_sums(shape: tuple[int, ...], weights: Any, axis: int | tuple[int, ...]) -> tuple[Any, Any]:
-    """sum(w) and sum(w^2) of each statistic of an x of this shape."""
+def effective_count(shape: tuple[int, ...], weights: Any, axis: int | tuple[int, ...]) -> Any:
+    """(sum w)^2 / sum(w^2) of each statistic of an x of this shape; 0 where there is no weight."""
     weights = np.asarray(to_numpy(weights), np.float64)
     axes = axis if isinstance(axis, tuple) else (axis,)
     kept = {a % len(shape) for a in axes}
@@ -359,12 +356,20 @@ def weight_sums(shape: tuple[int, ...], weights: Any, axis: int | tuple[int, ...
     if weights.ndim < len(shape):
         weights = np.expand_dims(weights, tuple(sorted(kept)))
     weights = np.broadcast_to(weights, [1 if a in kept and weights.shape[a] == 1 else n for a, n in enumerate(shape)])
-    return weights.sum(reduced), (weights**2).sum(reduced)
+    largest = weights.max(reduced, initial=0, keepdims=True)
+    shares = weights / (largest + (largest == 0))  # whose squares neither overflow nor vanish
+    squares = (shares**2).sum(reduced)
+    return shares.sum(reduced) ** 2 / (squares + (squares == 0))
 
 
-def effective_count(shape: tuple[int, ...], weights: Any, axis: int | tuple[int, ...]) -> Any:
-    """(sum w)^2 / sum(w^2) of each statistic of an x of this shape; 0 where there is no weight."""
-    return _effective(*weight_sums(shape, weights, axis))
+def merged_effective_count(counts: Any, effective_counts: Any) -> Any:
+    """That of all parts together, from sum(w) and the effective count of each, along the first axis."""
+    total = counts.sum(0)
+    shares = counts / (total + (total == 0))
+    means = counts / (effective_counts + (effective_counts == 0))  # sum(w^2) / sum(w), which is 1 without weights
+    most = means.max(0)
+    mean = most + (shares * (means - most)).sum(0)  # exactly 1 where all are
+    return total / (mean + (mean == 0))
 
 
 def unbiased(var: Any, values: Any) -> Any:
@@ -374,18 +379,11 @@ def unbiased(var: Any, values: Any) -> Any:
     return var * (values / (values - 1.0 * (values > 1) + (values == 0)))
 
 
-def _effective(total: Any, squares: Any) -> Any:
-    return total**2 / (squares + (squares == 0))
-
-
-def _of_squares(count: Any, effective: Any) -> Any:
-    """Sum(w^2), exactly the count where there were no weights."""
-    return count * (count / (effective + (effective == 0)))
-
-
 def pooled(mean: Any, var: Any, count: Any) -> tuple[Any, Any, Any]:
     """Mean, biased variance and count of all groups together, from those of each, along the first axis."""
     total = count.sum(0)
     shares = count / (total + (total == 0))
     pooled = (shares * mean).sum(0)
-    return pooled, (shares * (var + (mean - pooled) ** 2)).sum(0), total
+    apart = mean - pooled
+    # In this order nothing overflows where a share is 0.
+    return pooled, (shares * var + shares * apart * apart).sum(0), total

@@ -86,11 +86,19 @@ class Moments:
             return self
         if _is_zero(self.count):
             return other
+        one = isinstance(self.count, float | int) and isinstance(other.count, float | int)  # for all statistics
+        if one and self.count < other.count:
+            return other + self  # a far mean costs delta digits of the other one: let its share be the small one
         with _float64(self.mean):
             count = self.count + other.count
-            share = other.count / (count + (count == 0))  # where there is nothing behind either: 0 / 1
+            nonzero = count + (count == 0)  # where there is nothing behind either: 0 / 1
+            share = other.count / nonzero
             delta = other.mean - self.mean
-            return Moments(self.mean + delta * share, self.m2 + other.m2 + delta * delta * (self.count * share), count)
+            mean = self.mean + delta * share
+            if not one:  # either may be the heavier part: the lost digits are in what is left of the deviations
+                mean = mean + ((self.mean - mean) * (self.count / nonzero) + (other.mean - mean) * share)
+            # In this order nothing overflows where a share is 0.
+            return Moments(mean, self.m2 + other.m2 + delta * (delta * (self.count * share)), count)
 
     def __radd__(self, zero: int) -> Moments:
         return self if zero == 0 else NotImplemented

@@ -212,6 +212,36 @@ def test_a_window_forgets_a_nan():
     assert_running(layer, parts[2:5])
 
 
+@policies
+def test_large_numbers(policy):
+    """Whose squares overflow, while those of their deviations do not: also beside the nothing of before."""
+    values = 1e160 * (1 + 1e-10 * np.random.default_rng(0).normal(size=(100, 3)))
+    policy = policy if not isinstance(policy, bn.Exponential) else bn.Exponential(1.0)
+    layer = trained(policy, [values])
+    scaled = values / 1e160  # whose variance is known to 1e-16 / 1e-10
+    np.testing.assert_allclose(layer.running_mean, values.mean(0), rtol=1e-15)
+    np.testing.assert_allclose(layer.running_var / 1e300, scaled.var(0, ddof=1) * 1e20, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300])
+@policies
+def test_the_scale_of_weights_is_nothing(policy, scale):
+    parts = batches(2)
+    weights = [np.random.default_rng(i).integers(0, 4, x.shape).astype(np.float64) for i, x in enumerate(parts)]
+    want = trained(policy, parts, weights)
+    layer = trained(policy, parts, [w * scale for w in weights])
+    np.testing.assert_allclose(layer.running_var, want.running_var, rtol=1e-13)
+
+    def step(part):
+        again(part[0], weights=part[1])
+        again.backward(part[0])
+
+    again, whole = trained(policy, []), trained(policy, [])
+    bn.accumulate(step, [(x, w * scale) for x, w in zip(parts, weights, strict=True)], [again])
+    whole(np.concatenate(parts), weights=np.concatenate(weights))
+    np.testing.assert_allclose(again.running_var, whole.running_var, rtol=1e-13)
+
+
 def test_reset():
     for policy in POLICIES:
         layer = trained(policy, batches())

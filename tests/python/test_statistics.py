@@ -61,6 +61,32 @@ def test_merging_keeps_moments_far_from_zero():
     assert_close(merged.var(), reference.forward(x).var.exact, 1e-10)
 
 
+@pytest.mark.parametrize("one_count", [True, False])
+def test_a_light_part_far_away(one_count):
+    """The mean keeps the digits that the heavy part gives it, whichever comes first."""
+    x = np.random.default_rng(0).normal(0, 1, (1000, 3))
+    for far, weight in ((1e10, 1e-30), (1e10, 1e-18), (-1e8, 1e-3), (1e10, 0.0)):
+        counts = (weight, 1000.0) if one_count else (np.full(3, weight), np.full(3, 1000.0))
+        light = bn.Moments(np.full(3, far if weight else 0.0), np.zeros(3), counts[0])
+        whole = bn.moments(x)
+        heavy = bn.Moments(whole.mean, whole.m2, counts[1])
+        wide = x.astype(np.longdouble)
+        total = np.longdouble(weight) + 1000
+        mean = (wide.sum(0) + np.longdouble(weight) * far) / total
+        var = (((wide - mean) ** 2).sum(0) + np.longdouble(weight) * (far - mean) ** 2) / total
+        for merged in (light + heavy, heavy + light):
+            assert np.all(np.abs(merged.mean - mean) <= 1e-14 * np.sqrt(var))
+            np.testing.assert_allclose(merged.var(), var.astype(float), rtol=1e-14)
+
+
+def test_a_part_without_weight_beside_large_numbers():
+    large = bn.Moments(np.array([1e160, -1e300]), np.array([1e300, 5.0]), np.array([4.0, 2.0]))
+    nothing = bn.Moments(np.zeros(2), np.zeros(2), np.zeros(2))
+    for merged in (large + nothing, nothing + large):
+        assert same_bits(merged.mean, large.mean)
+        assert same_bits(merged.m2, large.m2)
+
+
 def test_empty_parts_change_nothing():
     x = np.random.default_rng(0).normal(0, 1, (6, 3))
     m, empty = bn.moments(x), bn.moments(x[:0])
