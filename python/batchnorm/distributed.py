@@ -7,9 +7,9 @@ SyncBatchNorm's comm is one of
   statistics then go while the data stay where they are;
 - any object with the two methods of `Communicator`, such as what `communicator` makes of the first two.
 
-An error of one rank in its part (a wrong x, a wrong dy) is raised there, and as a RuntimeError on all others in the
-same call. A rank that has died, or that does not call the layer, is known to the engine alone: what it says when it
-gives up, after its own timeout, becomes a RuntimeError too.
+An error of one rank in its part (a wrong x, residual, out or dy) is raised there, and as a RuntimeError on all others
+in the same call. A rank that has died, or that does not call the layer, is known to the engine alone: what it says when
+it gives up, after its own timeout, becomes a RuntimeError too.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Parts:
 
     def forward(self, layer: BatchNorm, x: Any, *, residual: Any, weights: Any, out: Any) -> tuple[Any, Context]:
         """Normalize x by the statistics of all parts."""
-        total, new = self.moments(layer, lambda: _measured(layer, x, weights))
+        total, new = self.moments(layer, lambda: _measured(layer, x, weights, residual, out))
         counts, effective, mean, m2 = total
         count: Any = _same(counts)
         if weights is None and count == 1:
@@ -83,7 +83,7 @@ class Parts:
     def backward(self, layer: BatchNorm, context: Context, dy: Any, *, out: Any) -> Grads:
         """Dx by the sums of all parts; dgamma and dbeta are this part's share, as in every other layer."""
         x, saved = context._x, context._statistics
-        own, total = self.sums(layer, lambda: _summed(dy, x, saved, layer.threads))
+        own, total = self.sums(layer, lambda: _summed(layer, context, dy, out))
         correction = context.correction if isinstance(context, PartContext) else None
         gamma = layer.gamma
         if correction is not None:
@@ -124,16 +124,33 @@ def merged_sums(parts: Iterable[Packed]) -> Packed:
         return reduce(add, parts)
 
 
-def _measured(layer: BatchNorm, x: Any, weights: Any) -> Packed:
+def _measured(layer: BatchNorm, x: Any, weights: Any, residual: Any, out: Any) -> Packed:
     layer._check_features(x)
     m = moments(x, axis=layer.axis, weights=weights, threads=layer.threads)
+    if residual is not None or out is not None:
+        _check(normalize, x, Moments(0.0, 0.0, -1.0), axis=layer.axis, residual=residual, out=out)
     effective = m.count if weights is None else effective_count(x.shape, weights, layer.axis)
     return _packed(layer._shape, m.count, effective, m.mean, m.m2)
 
 
-def _summed(dy: Any, x: Any, saved: Any, threads: int | None) -> Packed:
-    sums = grad_sums(dy, x, saved, threads=threads)
+def _summed(layer: BatchNorm, context: Context, dy: Any, out: Any) -> Packed:
+    x, saved = context._x, context._statistics
+    sums = grad_sums(dy, x, saved, threads=layer.threads)
+    if out is not None:
+        _check(input_grad, dy, x, saved, GradSums(-1.0, 0.0, 0.0), need_dresidual=context._residual, out=out)
     return _packed(tuple(sums.sum_dy.shape), sums.sum_dy, sums.sum_dy_xmu)
+
+
+def _check(second_half: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Raise what the second half of a call would, while other parts can still be told.
+
+    Nothing is written: a count of -1 is refused, after all else.
+    """
+    try:
+        second_half(*arguments, **options)
+    except ValueError as error:
+        if "count must" not in str(error):
+            raise
 
 
 def _packed(shape: tuple[int, ...], *rows: Any) -> Packed:

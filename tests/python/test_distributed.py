@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import operator
 import pickle
+import re
 import shutil
 import sys
 import threading
@@ -380,6 +381,103 @@ def test_an_error_of_one_rank_reaches_all():
     for error in (first, last):
         assert isinstance(error, RuntimeError)
         assert "backward of SyncBatchNorm(3" in str(error)
+
+
+def overlapping(x):
+    """An array like x whose memory it shares in part."""
+    memory = np.zeros(x.size + 1, x.dtype)
+    memory[:-1] = x.ravel()
+    return memory[:-1].reshape(x.shape), memory[1:].reshape(x.shape)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda x: {"residual": x[:2]}, ValueError, r"residual has shape \(2, 3, 5\), expected"),
+        (lambda x: {"residual": x.astype(np.float64)}, TypeError, "residual is float64, expected"),
+        (lambda x: {"residual": x.tolist()}, TypeError, "residual is list"),
+        (lambda x: {"out": x[:, :, :2].copy()}, ValueError, "out has shape"),
+        (lambda x: {"out": x.astype(np.float16)}, TypeError, "out is float16"),
+        (lambda x: dict(zip(("x", "out"), overlapping(x), strict=True)), ValueError, "out overlaps x"),
+    ],
+)
+def test_a_wrong_residual_or_out_of_one_rank_reaches_all(wrong, error, message, weighted):
+    """Before the exchange, as a wrong x does: no rank goes on, and none waits."""
+    x = parts_of((4,))[0][0]
+    weights = np.random.default_rng(0).uniform(1, 2, (4, 5)) if weighted else None
+
+    def work(rank):
+        layer = a_sync_layer(rank)
+        before = layer.state_dict()
+        out = np.full_like(x, 7)
+        call = {"x": x, "residual": x, "out": out, "weights": weights}
+        try:
+            layer(**{**call, **(wrong(x) if rank.rank == 1 else {})})
+        except (TypeError, ValueError, RuntimeError) as raised:
+            assert np.all(out == 7)
+            assert all(same_bits(layer.state_dict()[key], before[key]) for key in before)
+            layer(**call)  # and all are in step again
+            return raised
+
+    first, culprit, last = on_ranks(3, work)
+    assert isinstance(culprit, error)
+    assert re.search(message, str(culprit))
+    for other in (first, last):
+        assert isinstance(other, RuntimeError)
+        assert "rank 1" in str(other)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda x: x[:2].copy(), ValueError, "out has shape"),
+        (lambda x: x.astype(np.float64), TypeError, "out is float64"),
+        (lambda x: (np.empty_like(x),) * 3, TypeError, "out is a tuple of 3"),
+    ],
+)
+def test_a_wrong_out_of_one_rank_s_backward_reaches_all(wrong, error, message, residual):
+    x, dy = parts_of((4,))[0]
+
+    def work(rank):
+        layer = a_sync_layer(rank, activation="relu")
+        layer(x, residual=dy if residual else None)
+        out = np.full_like(x, 7)
+        try:
+            layer.backward(dy, out=wrong(x) if rank.rank == 1 else out)
+        except (TypeError, ValueError, RuntimeError) as raised:
+            assert np.all(out == 7)
+            assert layer.backward(dy, out=out) is out
+            return raised
+
+    first, culprit, last = on_ranks(3, work)
+    assert isinstance(culprit, error)
+    assert re.search(message, str(culprit))
+    for other in (first, last):
+        assert isinstance(other, RuntimeError)
+        assert "backward of SyncBatchNorm(3" in str(other)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_outputs_of_one_s_own(kind):
+    """Which the check before the exchange leaves alone: what they hold at the end is what is returned."""
+    parts = parts_of((4, 0, 3))
+    wanted = step_of(parts, lambda rank: a_sync_layer(rank, activation="relu"), residual=[dy for _, dy in parts])
+    as_kind = np.asarray if kind == "numpy" else pytest.importorskip("torch").from_numpy
+
+    def work(rank):
+        x, dy = (as_kind(array.copy()) for array in parts[rank.rank])
+        layer = a_sync_layer(rank, activation="relu")
+        y, dx, dresidual = (as_kind(np.empty_like(parts[rank.rank][0])) for _ in range(3))
+        assert layer(x, residual=dy, out=y) is y
+        assert layer.backward(dy, out=(dx, dresidual)) is dx
+        return np.asarray(y), np.asarray(dx), np.asarray(dresidual)
+
+    for (y, dx, dresidual), (layer, want, want_dx) in zip(on_ranks(3, work), wanted, strict=True):
+        assert same_bits(y, want)
+        assert same_bits(dx, want_dx)
+        assert same_bits(dresidual, layer.dresidual)
 
 
 def test_one_value_per_channel_on_all_ranks_together():
