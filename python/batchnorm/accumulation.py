@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .arguments import type_name
 from .layers import BatchNorm
 from .parts import Packed, Parts, merged_moments, merged_sums
 
@@ -38,10 +39,12 @@ def accumulate(step: Callable[[Part], Result], parts: Iterable[Part], layers: It
     """
     if isinstance(parts, Iterator):
         raise TypeError(f"parts is an iterator ({type(parts).__name__}), which ends after one run; pass list(parts)")
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers is {type_name(layers)}, expected a list of bn.BatchNorm")
     layers = list(layers)
     for i, layer in enumerate(layers):
         if not isinstance(layer, BatchNorm):
-            raise TypeError(f"layers[{i}] is {type(layer).__name__}, expected bn.BatchNorm")
+            raise TypeError(f"layers[{i}] is {type_name(layer)}, expected bn.BatchNorm, not a module of PyTorch")
         if layer.group_size is not None:
             raise ValueError(
                 f"layers[{i}] has group_size {layer.group_size}, so statistics of each group: leave it out of layers, "

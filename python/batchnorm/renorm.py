@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._core import Saved
+from .arguments import number
 from .layers import BatchNorm
 from .parts import Corrected, Packed, Parts
 from .running import Exponential, Running
@@ -61,7 +62,7 @@ class BatchRenorm(Corrected):
             if options.get(name, usual) != usual:
                 raise ValueError(f"{name} must be {usual!r}, got {options[name]!r}: {EXPONENTIAL}")
         super().__init__(num_features, **options)
-        if not 0 <= renorm_momentum <= 1:
+        if not 0 <= number("renorm_momentum", renorm_momentum) <= 1:
             raise ValueError(f"renorm_momentum must be from 0 to 1, got {renorm_momentum}")
         self.rmax, self.dmax, self.rmin = rmax, dmax, rmin
         self.renorm_momentum = renorm_momentum
@@ -75,12 +76,13 @@ class BatchRenorm(Corrected):
     def _limits(self) -> tuple[float, float, float]:
         """Rmin, rmax and dmax of the next batch."""
         batches = int(self.num_batches_tracked)
-        rmax, dmax = (float(v(batches) if callable(v) else v) for v in (self.rmax, self.dmax))
+        limits = {"rmax": self.rmax, "dmax": self.dmax}
+        rmax, dmax = (number(name, v(batches) if callable(v) else v) for name, v in limits.items())
         if not rmax >= 1:
             raise ValueError(f"rmax must be at least 1, got {rmax}")
         if not dmax >= 0:
             raise ValueError(f"dmax must not be negative, got {dmax}")
-        rmin = 1 / rmax if self.rmin is None else float(self.rmin)
+        rmin = 1 / rmax if self.rmin is None else number("rmin", self.rmin)
         if not 0 <= rmin <= 1:
             raise ValueError(f"rmin must be from 0 to 1, got {rmin}")
         return rmin, rmax, dmax

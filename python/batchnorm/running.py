@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import integer, number
+from .arguments import integer, number, type_name
 from .statistics import Moments, to_numpy
 
 FloatArray = npt.NDArray[np.float64]
@@ -289,6 +289,8 @@ class PopulationStatistics:
         Channels without any value keep theirs. A layer with the policy `Population` goes on from here; another policy
         from the number of batches alone.
         """
+        if not isinstance(getattr(layer, "running", None), Running):
+            raise TypeError(f"layer is {type_name(layer)}, expected bn.BatchNorm, not a module of PyTorch")
         mean, var = (self.pooled_mean, self.pooled_var) if pooled else (self.mean, self.var)
         if mean.shape != layer.running_mean.shape:
             raise ValueError(f"layer has statistics of shape {layer.running_mean.shape}, expected {mean.shape}")

@@ -275,6 +275,8 @@ def test_wrong_arguments():
     x = np.zeros((4, 5), np.float32)
     with pytest.raises(TypeError, match=r"parts is an iterator \(generator\).*list"):
         bn.accumulate(len, (part for part in [x]), [])
+    with pytest.raises(TypeError, match=r"layers is batchnorm\.layers\.BatchNorm, expected a list of bn.BatchNorm"):
+        bn.accumulate(lambda part: part, [1], bn.BatchNorm(3))
     with pytest.raises(TypeError, match=r"layers\[1\] is str, expected bn.BatchNorm"):
         bn.accumulate(len, [x], [bn.BatchNorm(5), "layer"])
     with pytest.raises(ValueError, match=r"layers\[0\] has group_size 2"):

@@ -196,6 +196,12 @@ def test_wrong_arguments(options, message):
         bn.BatchRenorm(5, **options)
 
 
+@pytest.mark.parametrize("name", ["rmax", "dmax", "rmin", "renorm_momentum"])
+def test_limits_that_are_no_numbers(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got 'a'"):
+        bn.BatchRenorm(5, **{name: "a"})
+
+
 def test_a_wrong_schedule():
     layer = a_layer(rmax=lambda step: 1 - step)
     before = layer.state_dict()
@@ -205,6 +211,18 @@ def test_a_wrong_schedule():
     with pytest.raises(ValueError, match=r"rmax must be at least 1, got 0\.0"):
         layer(x)
     assert all(same_bits(layer.state_dict()[key], before[key]) for key in before)
+
+
+def test_a_state_of_batch_norm():
+    layer, plain = a_layer(), bn.BatchNorm(5)
+    before = layer.state_dict()
+    message = r"missing \['renorm_mean', 'renorm_std'\].*strict=False leaves what is missing as it is"
+    with pytest.raises(ValueError, match=message):
+        layer.load_state_dict(plain.state_dict())
+    assert all(same_bits(layer.state_dict()[key], before[key]) for key in before)
+    layer.load_state_dict(plain.state_dict(), strict=False)
+    assert np.array_equal(layer.running_var, plain.running_var)
+    assert same_bits(layer.renorm_std, before["renorm_std"])
 
 
 def test_reset():

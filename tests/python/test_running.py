@@ -519,11 +519,22 @@ def test_repr():
         (lambda: bn.population_statistics(1, batches(2), weights=[None]), ValueError, "weights ended after 1 batches"),
         (lambda: bn.population_statistics(1, batches(1), weights=[None] * 2), ValueError, "weights has more items"),
         (lambda: bn.population_statistics(1, batches(1)).store(bn.BatchNorm(4)), ValueError, r"layer .*\(4,\).*\(3,\)"),
+        (lambda: bn.population_statistics(1, batches(1)).store(np.ones(3)), TypeError, "layer is numpy.ndarray, "),
     ],
 )  # fmt: skip
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_layers_of_pytorch():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.BatchNorm1d(3)
+    with pytest.raises(
+        TypeError, match=r"layer is torch\.nn\..*BatchNorm1d, expected bn.BatchNorm, not a module of Py"
+    ):
+        bn.population_statistics(1, batches(1)).store(theirs)
+    assert not theirs.running_mean.any()
 
 
 def test_states_that_do_not_fit():
