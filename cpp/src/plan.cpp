@@ -47,10 +47,11 @@ constexpr int64_t usual_first_cache = 32 << 10, most_first_cache = 64 << 10;
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
 
-// Whether threads that share so many channels, `block` of them at a time, are idle for more than a fifth of the time.
-constexpr bool uneven(int64_t channels, int64_t block, int threads) noexcept {
+// Whether threads that share so many channels, `block` of them at a time, are idle for more than a fifth of the time,
+// or another share of it.
+constexpr bool uneven(int64_t channels, int64_t block, int threads, int64_t share = 5) noexcept {
     const int64_t longest = min(ceil_div(ceil_div(channels, block), threads) * block, channels);
-    return 5 * (longest * threads - channels) > longest * threads;
+    return share * (longest * threads - channels) > longest * threads;
 }
 
 constexpr bool second_is_large(const Caches& own) noexcept { return own.second > small_own_cache; }
@@ -106,15 +107,20 @@ Plan plan_lanes(const Box& box, const Chunks& chunks, int tensors, bool reduces,
                 const Caches& own) noexcept {
     const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
     const int64_t unit = item_size(box.dtype), all = box.lanes();
-    // Blocks of about so many lanes, of each of so many parts. They end where a cache line does (of 16-bit elements
-    // half a line: whole ones of large planes would be more lanes than a block may have), unless threads then have
-    // uneven shares; of a mask, where a byte does.
-    const auto blocks_of = [&](int64_t lanes, int64_t parts) {
+    // Blocks of even shares of at most so many lanes, of each of so many parts. They end where a cache line does (of
+    // 16-bit elements half a line: whole ones of large planes would be more lanes than a block may have), or a half of
+    // one, and so on, if whole ones would be more; unless threads then have uneven shares; of a mask, where a byte
+    // does.
+    const auto blocks_of = [&](int64_t lanes, int sharers, int64_t parts) {
         if (box.fold() > 1) return box.channels();  // rows are folded as a whole
-        const int64_t most = ceil_div(lanes, box.plane);
-        const int64_t block = in_steps(most, whole_channels(min(64 / unit, most_lanes / most_plane_lanes), box), box);
-        if (!uneven(parts * box.channels(), block, threads)) return block;
-        return in_steps(even_share(box.channels(), most, threads), box.mask ? whole_channels(8, box) : 1, box);
+        const int64_t most = ceil_div(even_share(all, lanes, sharers), box.plane);
+        const int64_t least_step = box.mask ? whole_channels(8, box) : 1;
+        const int64_t whole_lines = whole_channels(min(64 / unit, most_lanes / most_plane_lanes), box);
+        int64_t step = whole_lines;
+        while (step > ceil_div(lanes, box.plane) && step > least_step) step /= 2;
+        const int64_t block = in_steps(most, step, box);
+        if (!uneven(parts * box.channels(), block, threads, step < whole_lines ? 10 : 5)) return block;
+        return in_steps(even_share(box.channels(), most, threads), least_step, box);
     };
     // Rows of all operands and what the kernels look up for them, at most three values for each operand.
     const int64_t in_l1 = first_cache * 7 / 8 / (unit * (tensors + 1) + item_size(arithmetic(box.dtype)) * 3 * tensors);
@@ -125,10 +131,9 @@ Plan plan_lanes(const Box& box, const Chunks& chunks, int tensors, bool reduces,
     const bool few_rows = !second_is_large(own) || box.outers() <= (large ? most_large_slab_rows : most_slab_rows);
     if (reduces && few_rows && fitting * unit >= least_row_bytes &&
         box.groups() * all * unit >= least_share_bytes * threads)
-        return {Traversal::slabs, blocks_of(even_share(all, fitting, threads), box.groups())};
+        return {Traversal::slabs, blocks_of(fitting, threads, box.groups())};
     // What is only written is cut into parts by outer indices.
-    return {Traversal::two_passes,
-            blocks_of(even_share(all, in_l1, 1), reduces ? box.groups() * chunks.count() : box.outers())};
+    return {Traversal::two_passes, blocks_of(in_l1, 1, reduces ? box.groups() * chunks.count() : box.outers())};
 }
 
 }  // namespace

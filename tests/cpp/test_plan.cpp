@@ -199,7 +199,7 @@ void from_the_end() {
     }
 }
 
-// Columns end where lines do, unless threads then have uneven shares; with a mask where bytes do.
+// Columns end where lines do, unless they then were too wide or threads had uneven shares; with a mask where bytes do.
 void even_columns() {
     const auto block = [](const Shape& shape, int threads, bool masked) {
         static std::uint8_t mask;
@@ -212,6 +212,8 @@ void even_columns() {
     CHECK(block({32, 36, 7, 7}, 2, false) == 9 && block({32, 36, 7, 7}, 2, true) == 8);
     CHECK(block({16, 34, 9, 8}, 2, false) == 9 && block({16, 34, 9, 8}, 2, true) == 9);
     CHECK(block({32, 36, 7, 7}, 1, false) == 16);
+    CHECK(block({256, 512, 7, 7}, 2, false) == 8 && block({256, 384, 13, 13}, 2, false) == 4);
+    CHECK(block({256, 384, 13, 13}, 2, true) == 8);
 }
 
 // Outputs are fetched, unless threads have short shares of each row.
