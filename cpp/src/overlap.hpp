@@ -9,8 +9,9 @@ namespace batchnorm {
 
 // From the first byte of a view to past its last one; of one without elements, none.
 struct Extent {
-    std::uintptr_t begin, end;
+    std::uintptr_t begin = 0, end = 0;
 
+    Extent() noexcept = default;
     explicit Extent(const View& view) noexcept;
     bool meets(const Extent& other) const noexcept { return begin < other.end && other.begin < end; }
 };
