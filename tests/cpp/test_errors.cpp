@@ -182,6 +182,7 @@ const std::vector<BadInput> bad_inputs = {
     {"eps", has_eps, [](Call& c) { c.options.eps = not_a_number; }, "nan"},
     {"eps", has_eps, [](Call& c) { c.options.eps = infinity; }, "inf"},
     {"threads", any, [](Call& c) { c.options.threads = -1; }, "-1"},
+    {"threads", any, [](Call& c) { c.options.threads = batchnorm::max_threads + 1; }, "from 1 to 4096"},
     {"executor.threads", any,
      [](Call& c) {
          c.options.executor.run = [](void*, int, void (*)(void*, int), void*) {};
