@@ -71,14 +71,11 @@ bool empty(const View& view) noexcept {
 
 }  // namespace
 
-Extent::Extent(const View& view) noexcept
-    : begin(reinterpret_cast<std::uintptr_t>(view.data)),
-      end(begin + static_cast<std::uintptr_t>(item_size(view.dtype))) {
+Extent::Extent(const View& view) noexcept {
+    if (!view.data || empty(view)) return;
+    begin = reinterpret_cast<std::uintptr_t>(view.data);
+    end = begin + static_cast<std::uintptr_t>(item_size(view.dtype));
     for (int d = 0; d < view.rank; ++d) {
-        if (view.shape[d] == 0) {
-            begin = end = 0;
-            return;
-        }
         const int64_t reach = view.stride[d] * (view.shape[d] - 1);
         (reach < 0 ? begin : end) += static_cast<std::uintptr_t>(reach);
     }

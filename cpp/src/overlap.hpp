@@ -7,11 +7,10 @@
 
 namespace batchnorm {
 
-// From the first byte of a view to past its last one; of one without elements, none.
+// From the first byte of a view to past its last one; of one without elements or memory, none.
 struct Extent {
     std::uintptr_t begin = 0, end = 0;
 
-    Extent() noexcept = default;
     explicit Extent(const View& view) noexcept;
     bool meets(const Extent& other) const noexcept { return begin < other.end && other.begin < end; }
 };

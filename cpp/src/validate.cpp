@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "overlap.hpp"
 #include "params.hpp"
 #include "status.hpp"
 
@@ -350,19 +349,11 @@ void Validator::kept(const char* name, const View& written, std::initializer_lis
 }
 
 void Validator::separate(std::initializer_list<Named> outputs, std::initializer_list<Named> inputs) noexcept {
-    // Nearly always these tell all views apart.
-    constexpr std::size_t most = 16;
-    Extent read[most];
-    std::size_t count = 0;
-    for (const Named& input : inputs)
-        if (Extent& extent = read[count++]; !absent(input.view)) extent = Extent(input.view);
     for (const Named* a = outputs.begin(); a != outputs.end(); ++a) {
-        if (absent(a->view)) continue;
-        const Extent written(a->view);
-        for (std::size_t i = 0; i < count; ++i)
-            if (written.meets(read[i])) apart(a->name, a->view, inputs.begin()[i]);
+        for (const Named& input : inputs)
+            if (a->extent.meets(input.extent)) apart(a->name, a->view, input);
         for (const Named* b = a + 1; b != outputs.end() && ok(); ++b)
-            if (!absent(b->view) && written.meets(Extent(b->view)) && overlap(a->view, b->view))
+            if (a->extent.meets(b->extent) && overlap(a->view, b->view))
                 status_ = failure(Code::invalid_value, "%s: the outputs %s and %s overlap, expected separate memory",
                                   function_, a->name, b->name);
     }

@@ -3,6 +3,8 @@
 
 #include <batchnorm/core.hpp>
 
+#include "overlap.hpp"
+
 namespace batchnorm {
 
 // Checks the arguments of one call one after the other; after the first failure the rest are passed over.
@@ -57,6 +59,7 @@ class Validator {
     struct Named {
         const char* name;
         const View& view;
+        const Extent extent{view};
     };
     void output(const char* name, const MutView& out, std::initializer_list<Named> inputs = {}) noexcept;
 

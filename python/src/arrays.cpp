@@ -161,17 +161,16 @@ Array Array::output(const char* argument, nb::handle out, const Array& like, con
 Array Array::on_cpu_from(const char* argument, nb::handle object) {
     Array array;
     const NumPy& np = NumPy::get();
-    nb::object converted;
-    const auto refuse = [&] {
+    nb::object given, converted;
+    try {
+        given = np.asarray(object);
+        if (!is_numpy_text(given.attr("dtype"))) converted = np.asarray(given, np.float64);
+    } catch (nb::python_error&) {
+        converted.reset();
+    }
+    if (!converted.is_valid())
         raise(PyExc_TypeError, "%s is %s, expected an array, a sequence of numbers or a number", argument,
               type_text(object).c_str());
-    };
-    try {
-        converted = np.asarray(object, np.float64);
-    } catch (nb::python_error&) {
-        refuse();
-    }
-    if (!PyFloat_Check(object.ptr()) && is_numpy_text(np.asarray(object).attr("dtype"))) refuse();
     array.import(argument, converted, {}, false);
     array.converted_ = true;
     return array;

@@ -390,6 +390,16 @@ def overlapping(x):
     return memory[:-1].reshape(x.shape), memory[1:].reshape(x.shape)
 
 
+def assert_reached_all(raised, error, message, said):
+    """Rank 1's error is its own, and what all others are told."""
+    first, culprit, last = raised
+    assert isinstance(culprit, error)
+    assert re.search(message, str(culprit))
+    for other in (first, last):
+        assert isinstance(other, RuntimeError)
+        assert said in str(other)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
@@ -420,12 +430,7 @@ def test_a_wrong_residual_or_out_of_one_rank_reaches_all(wrong, error, message, 
             layer(**call)  # and all are in step again
             return raised
 
-    first, culprit, last = on_ranks(3, work)
-    assert isinstance(culprit, error)
-    assert re.search(message, str(culprit))
-    for other in (first, last):
-        assert isinstance(other, RuntimeError)
-        assert "rank 1" in str(other)
+    assert_reached_all(on_ranks(3, work), error, message, "rank 1")
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -451,12 +456,7 @@ def test_a_wrong_out_of_one_rank_s_backward_reaches_all(wrong, error, message, r
             assert layer.backward(dy, out=out) is out
             return raised
 
-    first, culprit, last = on_ranks(3, work)
-    assert isinstance(culprit, error)
-    assert re.search(message, str(culprit))
-    for other in (first, last):
-        assert isinstance(other, RuntimeError)
-        assert "backward of SyncBatchNorm(3" in str(other)
+    assert_reached_all(on_ranks(3, work), error, message, "backward of SyncBatchNorm(3")
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
