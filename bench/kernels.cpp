@@ -139,12 +139,12 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
         x_rows.push_back(data.x.data() + row * stride);
         dy_rows.push_back(data.dy.data() + row * stride);
     }
-    bool cached = false;
+    auto reading = Reading::fetched;
     const auto run_moments = [&] {
         if (pattern == row)
             kernels.row_moments({data.x.data(), stride, rows, count, hi.data(), sums, more, 0});
         else
-            kernels.lane_moments({x_rows.data(), rows, count, rows, hi.data(), sums, more});
+            kernels.lane_moments({x_rows.data(), rows, count, rows, reading, hi.data(), sums, more});
     };
     const auto run_grad_sums = [&] {
         if (pattern == row)
@@ -152,7 +152,7 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
                 {data.dy.data(), stride, data.x.data(), stride, rows, count, mean.data(), sums, more, 0});
         else
             kernels.plain.lane_grad_sums(
-                {dy_rows.data(), x_rows.data(), rows, count, rows, cached, mean.data(), sums, more});
+                {dy_rows.data(), x_rows.data(), rows, count, rows, reading, mean.data(), sums, more});
     };
     NormalizeArgs normalize{data.x.data(), stride,   data.out.data(), stride, rows,  count, hi.data(),
                             a.data(),      c.data(), false,           count,  false, false};
@@ -175,7 +175,10 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
         {"input_grad", seconds(run_input_grad, quick), 2, 1},
     };
     if (pattern == lane) {
-        cached = true;
+        reading = Reading::alone;
+        results.push_back({"grad_sums, alone", seconds(run_grad_sums, quick), 2, 0});
+        reading = Reading::cached;
+        results.push_back({"moments, cached", seconds(run_moments, quick), 1, 0});
         results.push_back({"grad_sums, cached", seconds(run_grad_sums, quick), 2, 0});
         normalize.across = input_grad.across = true;
         results.push_back({"normalize, across", seconds(run_normalize, quick), 1, 1});

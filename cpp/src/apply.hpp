@@ -130,7 +130,7 @@ inline bool streams(const Stages& stages, const Span& span) noexcept {
 inline bool goes_across(const Stages& stages, const Span& span) noexcept {
     constexpr int64_t line = 64, long_row = 4 * line;
     const int64_t row_bytes = span.n * item_size(stages.box.dtype);
-    return stages.cached && span.rows > 1 && (row_bytes % line == 0 || row_bytes >= long_row);
+    return stages.reading == kernels::Reading::cached && span.rows > 1 && (row_bytes % line == 0 || row_bytes >= long_row);
 }
 
 }  // namespace batchnorm

@@ -94,8 +94,8 @@ void each_part(const Problem& problem, PreparedParts& prepared_parts, const kern
         const Plan plan = plan_of(problem, prepared);
         const kernels::TypeKernels& kernels = kernels_of(set, prepared.box.dtype);
         const Stages stages{
-            prepared.box,     prepared.chunks, kernels,     problem.is_full() ? kernels.full : kernels.plain,
-            problem.epilogue, memory,          plan.cached, plan.stream,
+            prepared.box,     prepared.chunks, kernels,      problem.is_full() ? kernels.full : kernels.plain,
+            problem.epilogue, memory,          plan.reading, plan.stream,
             plan.ahead};
         body(Run{stages, plan, prepared.team}, part, totals);
     }

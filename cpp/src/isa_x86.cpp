@@ -34,11 +34,15 @@ bool has_avx512() noexcept {
            bit(seven.b, 30) /* BW */ && bit(seven.b, 31) /* VL */;
 }
 
-// Intel's processors, which have units of 512 bits.
+// Intel's processors, and AMD's from Zen 5 (family 26) on, have units of 512 bits; but of Zen 5 not those for
+// notebooks, Strix Point and Krackan Point. (CPUID has a bit for that, leaf 0x8000001a, which virtual machines hide.)
 bool has_wide_avx512() noexcept {
-    const Leaf vendor(0, 0);
+    const Leaf vendor(0, 0), one(1, 0);
     const bool intel = vendor.b == 0x756e6547 && vendor.d == 0x49656e69 && vendor.c == 0x6c65746e;  // GenuineIntel
-    return intel && has_avx512();
+    const bool amd = vendor.b == 0x68747541 && vendor.d == 0x69746e65 && vendor.c == 0x444d4163;    // AuthenticAMD
+    const unsigned family = (one.a >> 8 & 0xf) + (one.a >> 20 & 0xff), model = one.a >> 16 & 0xf;   // by sixteens
+    const bool split = family == 26 && (model == 2 || model == 6);
+    return has_avx512() && (intel || (amd && family >= 26 && !split));
 }
 
 bool always() noexcept { return true; }

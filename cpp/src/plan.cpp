@@ -12,9 +12,10 @@ constexpr int64_t cached_bytes = 4 << 20;
 // A second-level cache larger than this goes with a third level so slow that a block of channels should stay in the
 // former, beside the block that is read meanwhile; but not in pieces shorter than that.
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
-// How far ahead such a processor is to fetch what large outputs are made of; and what is reduced, if it is so much that
-// it may come from memory.
-constexpr int64_t large_ahead = 6144, least_read_ahead = 12 << 20;
+// A first-level cache larger than this goes with so many reads in flight (Zen 5, Intel's) that the processor is to
+// fetch so far ahead what large outputs are made of; and what is reduced, if it is so much that it may come from
+// memory, but not two tensors of it while an output is streamed, unless the second level is large as well.
+constexpr int64_t usual_first_cache = 32 << 10, large_ahead = 6144, least_read_ahead = 12 << 20;
 // Other processors wait for a page's address when they stream to it; such a one waits for the line that it was asked
 // by.
 constexpr int64_t page_bytes = 4096;
@@ -22,8 +23,10 @@ constexpr int64_t page_bytes = 4096;
 // apply, that go over x twice, and over dy as well. The more a call reads, the sooner its output pushes out what it
 // reads again (docs/experiments.md).
 constexpr int64_t large_bytes[] = {24 << 20, 16 << 20, 8 << 20};
-// What all operands of a call may have together, to stay in the caches that threads share.
-constexpr int64_t shared_cache_bytes = 16 << 20;
+// What all operands of a call may have together, to stay in the caches that threads share. Of more than the latter, two
+// that are reduced together come from memory in the end, and there quickest one row after the other, where that was
+// measured: where only the first-level cache is large.
+constexpr int64_t shared_cache_bytes = 24 << 20, least_alone_bytes = 32 << 20;
 // Work of a task of the two passes, and memory that a block of channels should read in one go.
 constexpr int64_t task_elements = 32768;
 constexpr int64_t contiguous_bytes = 98304;
@@ -42,7 +45,7 @@ constexpr int64_t most_written_plane = 100;
 // tensor no more than those; and of it, rows of all operands and their coefficients, in 7/8 of L1.
 // (Lanes that share statistics gain nothing by a larger one; and one larger still would hold more than most_lanes.)
 constexpr int64_t slab_bytes = 1 << 20, most_slab_rows = 256, most_large_slab_rows = 384;
-constexpr int64_t usual_first_cache = 32 << 10, most_first_cache = 64 << 10;
+constexpr int64_t most_first_cache = 64 << 10;
 
 constexpr int64_t min(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
@@ -55,6 +58,7 @@ constexpr bool uneven(int64_t channels, int64_t block, int threads, int64_t shar
 }
 
 constexpr bool second_is_large(const Caches& own) noexcept { return own.second > small_own_cache; }
+constexpr bool reads_far_ahead(const Caches& own) noexcept { return own.first > usual_first_cache; }
 
 // How many channels together have a multiple of so many lanes, a power of two.
 int64_t whole_channels(int64_t lanes, const Box& box) noexcept {
@@ -169,14 +173,18 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, chunks, tensors + more, reduces, threads, large, own)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes)
                                              : plan_written_rows(box, threads);
-    plan.cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
+    if (bytes * (tensors + 1 + more) <= shared_cache_bytes)
+        plan.reading = kernels::Reading::cached;
+    else if (bytes * tensors > least_alone_bytes && reads_far_ahead(own) && !second_is_large(own))
+        plan.reading = kernels::Reading::alone;
     plan.stream = large && !box.overwrites();
     // Of two passes; or of blocks in turns, if they are so large that the second-level cache has only their ends.
     const int64_t block_size = plan.channel_block * box.values() * item_size(box.dtype) * (tensors + more);
     if (plan.traversal == Traversal::two_passes) plan.from_end = !plan.stream || second_is_large(own);
-    if (plan.traversal == Traversal::alternate) plan.from_end = second_is_large(own) && 2 * block_size > own.second;
-    if (second_is_large(own))
-        plan.ahead = {bytes * tensors >= least_read_ahead ? large_ahead : 0, large ? large_ahead : 0};
+    if (plan.traversal == Traversal::alternate) plan.from_end = reads_far_ahead(own) && 2 * block_size > own.second;
+    const bool reads_ahead = bytes * tensors >= least_read_ahead && (tensors == 1 || second_is_large(own));
+    if (reads_far_ahead(own))
+        plan.ahead = {reads_ahead ? large_ahead : 0, large ? large_ahead : 0};
     else
         plan.ahead.page = page_bytes;
     // Hardware goes on fetching where a block of columns ends.

@@ -24,7 +24,7 @@ struct Ahead {
 struct Plan {
     Traversal traversal;
     int64_t channel_block;  // channels that one task takes
-    bool cached = false;    // whether all operands together stay in the caches
+    kernels::Reading reading = kernels::Reading::fetched;
     bool stream = false;    // whether outputs are written past them
     bool from_end = false;  // whether what was read before is read again from its end
     Ahead ahead{};

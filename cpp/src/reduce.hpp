@@ -89,7 +89,8 @@ struct MomentSums {
     void add(const kernels::RowMomentsArgs& args) const noexcept { stages.kernels.row_moments(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
         const char* from = static_cast<const char*>(around) + batch.first * item_size(arithmetic(stages.box.dtype));
-        stages.kernels.lane_moments({batch.at[role_x], batch.rows, batch.n, batch.listed, from, to[0], to[1]});
+        stages.kernels.lane_moments(
+            {batch.at[role_x], batch.rows, batch.n, batch.listed, stages.reading, from, to[0], to[1]});
     }
     // `around` has an element for each of the `channels`, `step` elements apart.
     void finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept;
@@ -186,8 +187,8 @@ struct ProductSums {
     void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.flavour.row_grad_sums(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
         const char* from = static_cast<const char*>(around) + batch.first * mean_size();
-        stages.flavour.lane_grad_sums({batch.at[u], batch.at[z], batch.rows, batch.n, batch.listed, stages.cached, from,
-                                       to[0], to[1], stages.activated(), batch.at[role_y], batch.mask,
+        stages.flavour.lane_grad_sums({batch.at[u], batch.at[z], batch.rows, batch.n, batch.listed, stages.reading,
+                                       from, to[0], to[1], stages.activated(), batch.at[role_y], batch.mask,
                                        stages.epilogue.zeros_count_nothing});
     }
     void finish(const void*, int64_t, Range channels, const Sums& sums) const noexcept;

@@ -15,7 +15,8 @@ struct Stages {
     const kernels::FlavourKernels& flavour;
     const Epilogue& epilogue;
     const Memory& memory;
-    bool cached, stream;  // as in Plan
+    kernels::Reading reading;  // as in Plan
+    bool stream;
     const Ahead& ahead;
 
     kernels::Activated activated() const noexcept {

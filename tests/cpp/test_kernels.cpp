@@ -13,6 +13,7 @@ namespace {
 
 using batchnorm::Isa;
 using batchnorm::kernels::KernelSet;
+using batchnorm::kernels::Reading;
 using batchnorm::kernels::row_accumulators;
 using batchnorm::kernels::TypeKernels;
 
@@ -111,18 +112,19 @@ void same_bits_on_all_processors(const Isa& isa, const Isa& other, const Type& t
             dy_rows.push_back(dy.data() + (rows + row) * stride);
         }
         const auto sums_of = [&](const TypeKernels& kernels) {
-            std::vector<Sums> all(5, Sums(std::max(n / row_accumulators + 1, rows)));
+            std::vector<Sums> all(8, Sums(std::max(n / row_accumulators + 1, rows)));
             const std::vector<double> means(static_cast<std::size_t>(n + row_accumulators), 0);
             kernels.row_moments(
                 {x.data(), stride, rows, n, means.data(), all[0].first.data(), all[0].second.data(), 0});
             kernels.plain.row_grad_sums({dy.data(), stride, x.data(), stride, rows, n, means.data(),
                                          all[1].first.data(), all[1].second.data(), 0});
-            kernels.lane_moments(
-                {x_rows.data(), rows, n, rows, means.data(), all[2].first.data(), all[2].second.data()});
-            for (const bool cached : {false, true}) {
-                Sums& sums = all[cached ? 4 : 3];
-                kernels.plain.lane_grad_sums({dy_rows.data(), x_rows.data(), rows, n, rows, cached, means.data(),
-                                              sums.first.data(), sums.second.data()});
+            for (const std::size_t way : {0, 1, 2}) {
+                const auto reading = static_cast<Reading>(way);
+                Sums &moments = all[2 + way], &grad_sums = all[5 + way];
+                kernels.lane_moments(
+                    {x_rows.data(), rows, n, rows, reading, means.data(), moments.first.data(), moments.second.data()});
+                kernels.plain.lane_grad_sums({dy_rows.data(), x_rows.data(), rows, n, rows, reading, means.data(),
+                                              grad_sums.first.data(), grad_sums.second.data()});
             }
             return all;
         };

@@ -15,12 +15,14 @@ using batchnorm::Chunks;
 using batchnorm::Pattern;
 using batchnorm::Plan;
 using batchnorm::Traversal;
+using batchnorm::kernels::Reading;
 
 constexpr const char* pattern_names[] = {"row", "lane"};
 constexpr const char* traversal_names[] = {"alternate", "slabs", "two passes"};
 
 // Those of Zen 4 and of a recent Intel Xeon; and of systems that say nothing, or of large ones.
-constexpr Caches zen = {32 << 10, 1 << 20}, xeon = {48 << 10, 2 << 20}, silent = {0, 0}, large = {128 << 10, 16 << 20};
+constexpr Caches zen = {32 << 10, 1 << 20}, zen5 = {48 << 10, 1 << 20}, xeon = {48 << 10, 2 << 20}, silent = {0, 0},
+                 large = {128 << 10, 16 << 20};
 
 // The box of a tensor in memory order; every operand is like x if `alike`, and dy and out are absent otherwise.
 Box box_of(const Shape& shape, const std::vector<int>& axes, DType dtype, bool alike = false) {
@@ -90,9 +92,9 @@ void ways() {
              {{6, 4, 256, 192}, {1}, row, 1, 1, alternate, alternate},
              {{3, 9, 13, 29, 31}, {0, 2}, row, 1, 1, alternate, alternate},
              {{12, 31, 29, 31}, {0, 1}, row, 1, 1, alternate, alternate},
-             // Neither cached nor streamed.
-             {{14001, 131}, {1}, lane, 1, 1, passes, passes, {true, false}},
-             {{101, 530, 7, 7}, {1}, lane, 49, 1, slabs, slabs, {false, false}, {false, true}},
+             // Forward neither cached nor streamed.
+             {{25001, 131}, {1}, lane, 1, 1, passes, passes, {false, false}, {false, true}},
+             {{131, 530, 7, 7}, {1}, lane, 49, 1, slabs, slabs, {false, false}, {false, true}},
              // Streamed.
              {{62, 37, 53, 55}, {1}, row, 1, 1, alternate, alternate, {}, {true, true}},
              {{87, 80, 30, 32}, {1}, row, 1, 1, alternate, alternate, {}, {true, true}},
@@ -113,7 +115,7 @@ void ways() {
                 CHECK(make_plan(box, chunks, tensors, true, 2, 0, xeon).traversal == plan.traversal);
             CHECK_DETAIL(plan.traversal == (tensors == 1 ? way.forward : way.backward),
                          traversal_names[static_cast<int>(plan.traversal)]);
-            CHECK(plan.cached == way.cached[tensors - 1]);
+            CHECK((plan.reading == Reading::cached) == way.cached[tensors - 1]);
             CHECK(plan.stream == way.stream[tensors - 1]);
             CHECK(plan.from_end == (plan.traversal == passes && !plan.stream));
             CHECK(plan.ahead.reads == 0 && plan.ahead.writes == 0 && plan.ahead.page > 0);
@@ -183,8 +185,8 @@ void many_rows() {
         CHECK(traversal(shape, xeon) == Traversal::slabs);
 }
 
-// Where the second-level cache is large, the second of two passes goes from the end, and so do blocks of which it has
-// that alone.
+// Where the second-level cache is large, the second of two passes goes from the end; and so do blocks of which it has
+// that alone, where the first is.
 void from_the_end() {
     const auto from_end = [](const Shape& shape, int tensors, const Caches& own) {
         const Box box = box_of(shape, {1}, DType::f32);
@@ -192,11 +194,36 @@ void from_the_end() {
         return make_plan(box, Chunks(box), tensors, true, 2, 0, own).from_end;
     };
     for (const int tensors : {1, 2}) {
-        CHECK(from_end({3255, 2003}, tensors, xeon) && !from_end({3255, 2003}, tensors, zen));
+        CHECK(from_end({3255, 2003}, tensors, xeon));
+        for (const Caches& own : {zen, zen5}) CHECK(!from_end({3255, 2003}, tensors, own));
         CHECK(from_end({3001, 131}, tensors, xeon) && from_end({3001, 131}, tensors, zen));
         CHECK(from_end({32, 64, 112, 112}, tensors, xeon) && !from_end({32, 64, 112, 112}, tensors, zen));
         for (const Shape& shape : {Shape{32, 64, 56, 56}, {32, 512, 28, 28}}) CHECK(!from_end(shape, tensors, xeon));
+        for (const Shape& shape : {Shape{32, 64, 112, 112}, {32, 64, 56, 56}}) CHECK(from_end(shape, tensors, zen5));
     }
+}
+
+// What large outputs are made of is fetched where the first-level cache is large, and what is reduced: of two tensors
+// if the second is large as well. Elsewhere pages are looked up.
+void reads_ahead() {
+    const auto ahead = [](const Shape& shape, int tensors, const Caches& own) {
+        const Box box = box_of(shape, {1}, DType::f32);
+        context = text(shape);
+        return make_plan(box, Chunks(box), tensors, true, 2, 0, own).ahead;
+    };
+    const Shape big = {32, 64, 56, 56}, small = {32, 64, 28, 28};
+    for (const int tensors : {1, 2}) {
+        for (const Caches& own : {zen, silent}) {
+            const batchnorm::Ahead none = ahead(big, tensors, own);
+            CHECK(none.reads == 0 && none.writes == 0 && none.page > 0);
+        }
+        CHECK(ahead(big, tensors, xeon).reads > 0 && (ahead(big, tensors, zen5).reads > 0) == (tensors == 1));
+        for (const Caches& own : {zen5, xeon}) {
+            CHECK(ahead(big, tensors, own).writes > 0 && ahead(big, tensors, own).page == 0);
+            CHECK(ahead(small, tensors, own).writes == 0);
+        }
+    }
+    CHECK(ahead(small, 1, xeon).reads == 0 && ahead(small, 1, zen5).reads == 0);
 }
 
 // Columns end where lines do, unless they then were too wide or threads had uneven shares; with a mask where bytes do.
@@ -227,6 +254,24 @@ void outputs_ahead() {
     CHECK(ahead({64, 8193}, 2) > 0 && ahead({64, 8192}, 1) > 0);
     CHECK(ahead({64, 8193}, 3) == 0 && ahead({64, 8192}, 5) == 0);
     CHECK(ahead({3001, 131}, 2) > 0 && ahead({32, 64, 28, 28}, 2) > 0);  // no columns
+}
+
+// Rows of lanes are fetched ahead, unless the caches have them, or two operands come from memory to a processor on
+// which that was measured.
+void readings() {
+    const auto reading = [](std::int64_t rows, int tensors, const Caches& own) {
+        const Box box = box_of({rows, 256}, {1}, DType::f32);  // of a KB each
+        context = text({rows, 256});
+        return make_plan(box, Chunks(box), tensors, true, 2, 0, own).reading;
+    };
+    for (const Caches& own : {zen, zen5, xeon, silent, large}) {
+        CHECK(reading(12 << 10, 1, own) == Reading::cached && reading(8 << 10, 2, own) == Reading::cached);
+        CHECK(reading((12 << 10) + 1, 1, own) == Reading::fetched &&
+              reading((8 << 10) + 1, 2, own) == Reading::fetched);
+        CHECK(reading(16 << 10, 2, own) == Reading::fetched);
+        CHECK((reading((16 << 10) + 1, 2, own) == Reading::alone) ==
+              (own.first == zen5.first && own.second == zen5.second));
+    }
 }
 
 // Channels that threads share badly go in two passes, where there are chunks to share.
@@ -367,7 +412,7 @@ void blocks_fit() {
                     CHECK(box.pattern == Pattern::row || parts == 1 || parts % 2 == 0 || parts >= 31);
                     for (const int tensors : {1, 2})
                         for (const int threads : {1, 2, 16, 64}) {
-                            for (const Caches& own : {zen, xeon, silent, large})
+                            for (const Caches& own : {zen, zen5, xeon, silent, large})
                                 for (const bool reduces : {true, false})
                                     check_plan(box, make_plan(box, chunks, tensors, reduces, threads, 0, own));
                             const int64_t block =
@@ -385,8 +430,10 @@ int main() {
     blocks_are_even();
     many_rows();
     from_the_end();
+    reads_ahead();
     even_columns();
     outputs_ahead();
+    readings();
     few_channels();
     overwritten();
     columns_in_l1();

@@ -74,10 +74,11 @@ class RowGradSums {
     RowOfSums<T, 2> sums_;
 };
 
-template <class T, Flavour flavour, bool cached>
+template <class T, Flavour flavour, Reading reading>
 void grad_sums_lane_of(const LaneGradSumsArgs args) noexcept {  // not in memory that sums may overwrite
+    constexpr bool cached = reading == Reading::cached, alone = reading == Reading::alone;
     // Two operands: past the caches half as many rows as of one (docs/experiments.md).
-    constexpr int block = is_half<T> ? 16 : cached ? 8 : 4, run = 8, chain = 2, width = Vec<Run<T>>::width;
+    constexpr int block = is_half<T> ? 16 : cached ? 8 : alone ? 1 : 4, run = 8, chain = 2, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
@@ -108,6 +109,9 @@ void grad_sums_lane_of(const LaneGradSumsArgs args) noexcept {  // not in memory
                         if (cached) {
                             prefetch_next(at.dy + i + 2 * vectors * width);
                             prefetch_next(at.x + i + 2 * vectors * width);
+                        } else if (alone) {
+                            prefetch_next(dy_fetched);
+                            prefetch_next(x_fetched);
                         } else {
                             prefetch(dy_fetched + r * bytes);
                             prefetch(x_fetched + r * bytes);
@@ -131,8 +135,11 @@ template <class T, Flavour flavour>
 void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
     // The full flavour and 16 bits have too much else to do.
     if constexpr (flavour != Flavour::full && !is_half<T>)
-        if (args.cached) return grad_sums_lane_of<T, flavour, true>(args);
-    grad_sums_lane_of<T, flavour, false>(args);
+        if (args.reading == Reading::cached) return grad_sums_lane_of<T, flavour, Reading::cached>(args);
+    // A row's sums are loaded and stored for each of its elements, which takes the widest vectors.
+    if constexpr (flavour != Flavour::full && __is_same(T, float) && Vec<double>::width == line_of<double>)
+        if (args.reading == Reading::alone) return grad_sums_lane_of<T, flavour, Reading::alone>(args);
+    grad_sums_lane_of<T, flavour, Reading::fetched>(args);
 }
 
 template <class T>

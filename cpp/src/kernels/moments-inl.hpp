@@ -52,8 +52,8 @@ class RowMoments {
     RowOfSums<T, 4> sums_;
 };
 
-template <class T>
-void moments_lane(const LaneMomentsArgs& args) noexcept {
+template <class T, bool cached>
+void moments_lane_of(const LaneMomentsArgs& args) noexcept {
     constexpr int block = is_half<T> ? 16 : 8, run = 16, chain = 8, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
@@ -64,7 +64,7 @@ void moments_lane(const LaneMomentsArgs& args) noexcept {
             args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
                 constexpr int vectors = decltype(count)::value;
                 constexpr int bytes = vectors * width * static_cast<int>(sizeof(T));
-                const char* fetched = ahead.take(block * bytes);
+                const char* fetched = cached ? nullptr : ahead.take(block * bytes);
                 Vec<Run<T>> pivot[vectors];
                 for (int v = 0; v < vectors; ++v) pivot[v] = summand<Run<T>>(pivots + i + v * width, left...);
                 const Accumulators to = Accumulators{args.sum, args.sum_sq}.at(i);
@@ -75,7 +75,10 @@ void moments_lane(const LaneMomentsArgs& args) noexcept {
                     lanes.begin_run(sums);
                     add_run<T, chain>(sums, begin, many, [&](auto& to, int r) __attribute__((always_inline)) {
                         const T* x = static_cast<const T*>(args.x[row + r]) + i;
-                        prefetch(fetched + r * bytes);
+                        if (cached)
+                            prefetch_next(x + 2 * vectors * width);
+                        else
+                            prefetch(fetched + r * bytes);
                         for (int v = 0; v < vectors; ++v)
                             to[v].add_difference(difference(summand<Run<T>>(x + v * width, left...), pivot[v]));
                     });
@@ -91,6 +94,14 @@ void moments_lane(const LaneMomentsArgs& args) noexcept {
                 lanes.store(to, left...);
             });
     });
+}
+
+template <class T>
+void moments_lane(const LaneMomentsArgs& args) noexcept {
+    // 16 bits have too much else to do.
+    if constexpr (!is_half<T>)
+        if (args.reading == Reading::cached) return moments_lane_of<T, true>(args);
+    moments_lane_of<T, false>(args);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 namespace {
 
 using batchnorm::kernels::Pattern;
+using batchnorm::kernels::Reading;
 using std::int64_t;
 
 // The type that elements of type T are computed in.

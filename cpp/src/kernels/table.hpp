@@ -44,14 +44,17 @@ struct RowMomentsArgs {
     const void* x_then = nullptr;  // and what is read after them; null: what lies behind them
 };
 
-// How far ahead of their reading rows of lanes are fetched.
+// How rows of lanes are reduced: some at a time, column by column, while those so many rows ahead are fetched in memory
+// order; the same of what the caches have, without that; or each row by itself, if a kernel can, and otherwise fetched.
+enum class Reading : std::uint8_t { fetched, cached, alone };
 inline constexpr int rows_ahead = 16;
 
 struct LaneMomentsArgs {
     const void* const* x;  // where the rows are
     std::int64_t rows, n;
     std::int64_t listed;  // at least `rows`, at most rows_ahead more: what x has past them is read next
-    const void* pivot;    // a row of them
+    Reading reading;
+    const void* pivot;  // a row of them
     double *sum, *sum_sq;
 };
 
@@ -87,7 +90,7 @@ struct RowGradSumsArgs {
 struct LaneGradSumsArgs {
     const void *const *dy, *const *x;
     std::int64_t rows, n, listed;
-    bool cached;       // nothing need be fetched ahead
+    Reading reading;
     const void* mean;  // a row of them
     double *sum_dy, *sum_dy_xmu;
     Activated activated{};
