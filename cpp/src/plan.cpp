@@ -14,7 +14,7 @@ constexpr int64_t cached_bytes = 4 << 20;
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
 // A first-level cache larger than this goes with so many reads in flight (Zen 5, Intel's) that the processor is to
 // fetch so far ahead what large outputs are made of; and what is reduced, if it is so much that it may come from
-// memory, but not two tensors of it while an output is streamed, unless the second level is large as well.
+// memory, but not two tensors of it where the third level is quick.
 constexpr int64_t usual_first_cache = 32 << 10, large_ahead = 6144, least_read_ahead = 12 << 20;
 // Other processors wait for a page's address when they stream to it; such a one waits for the line that it was asked
 // by.
@@ -24,8 +24,8 @@ constexpr int64_t page_bytes = 4096;
 // reads again (docs/experiments.md).
 constexpr int64_t large_bytes[] = {24 << 20, 16 << 20, 8 << 20};
 // What all operands of a call may have together, to stay in the caches that threads share. Of more than the latter, two
-// that are reduced together come from memory in the end, and there quickest one row after the other, where that was
-// measured: where only the first-level cache is large.
+// that are reduced together come from memory in the end, and there quickest one row after the other, where the
+// third level is quick.
 constexpr int64_t shared_cache_bytes = 24 << 20, least_alone_bytes = 32 << 20;
 // Work of a task of the two passes, and memory that a block of channels should read in one go.
 constexpr int64_t task_elements = 32768;
@@ -35,7 +35,8 @@ constexpr int64_t contiguous_bytes = 98304;
 // caches.
 constexpr int64_t least_row_bytes = 1024, least_share_bytes = 4096;
 // Outputs are fetched so far ahead, to be written; but not where a thread's share of a row is so short that much of
-// what is fetched is its neighbour's.
+// what is fetched is its neighbour's; and of two passes, where the third level is quick, only if it has them and no
+// mask goes with them.
 constexpr int64_t output_ahead = 1024, least_fetched_share_bytes = 16384;
 // Shorter rows are too short to be read and written in turns; or to be written one by one, where they could be lanes.
 constexpr int64_t least_alternate_row_bytes = 256, least_written_row_bytes = 64;
@@ -59,6 +60,8 @@ constexpr bool uneven(int64_t channels, int64_t block, int threads, int64_t shar
 
 constexpr bool second_is_large(const Caches& own) noexcept { return own.second > small_own_cache; }
 constexpr bool reads_far_ahead(const Caches& own) noexcept { return own.first > usual_first_cache; }
+// Zen 5, of the processors that were measured.
+constexpr bool third_is_quick(const Caches& own) noexcept { return reads_far_ahead(own) && !second_is_large(own); }
 
 // How many channels together have a multiple of so many lanes, a power of two.
 int64_t whole_channels(int64_t lanes, const Box& box) noexcept {
@@ -175,14 +178,14 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
                                              : plan_written_rows(box, threads);
     if (bytes * (tensors + 1 + more) <= shared_cache_bytes)
         plan.reading = kernels::Reading::cached;
-    else if (bytes * tensors > least_alone_bytes && reads_far_ahead(own) && !second_is_large(own))
+    else if (bytes * tensors > least_alone_bytes && third_is_quick(own))
         plan.reading = kernels::Reading::alone;
     plan.stream = large && !box.overwrites();
     // Of two passes; or of blocks in turns, if they are so large that the second-level cache has only their ends.
     const int64_t block_size = plan.channel_block * box.values() * item_size(box.dtype) * (tensors + more);
     if (plan.traversal == Traversal::two_passes) plan.from_end = !plan.stream || second_is_large(own);
     if (plan.traversal == Traversal::alternate) plan.from_end = reads_far_ahead(own) && 2 * block_size > own.second;
-    const bool reads_ahead = bytes * tensors >= least_read_ahead && (tensors == 1 || second_is_large(own));
+    const bool reads_ahead = bytes * tensors >= least_read_ahead && (tensors == 1 || !third_is_quick(own));
     if (reads_far_ahead(own))
         plan.ahead = {reads_ahead ? large_ahead : 0, large ? large_ahead : 0};
     else
@@ -190,7 +193,9 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     // Hardware goes on fetching where a block of columns ends.
     const bool shared_rows = box.pattern == Pattern::lane && plan.traversal == Traversal::slabs && threads > 1;
     const bool narrow = box.lanes() * item_size(box.dtype) <= least_fetched_share_bytes * threads;
-    plan.ahead.output = shared_rows && narrow ? 0 : output_ahead;
+    const bool comes_by_itself = third_is_quick(own) && plan.traversal == Traversal::two_passes &&
+                                 (box.mask || plan.reading != kernels::Reading::cached);
+    plan.ahead.output = (shared_rows && narrow) || comes_by_itself ? 0 : output_ahead;
     return plan;
 }
 

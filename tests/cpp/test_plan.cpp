@@ -256,6 +256,22 @@ void outputs_ahead() {
     CHECK(ahead({3001, 131}, 2) > 0 && ahead({32, 64, 28, 28}, 2) > 0);  // no columns
 }
 
+// Where the third level is quick, what it has, and that without a mask.
+void outputs_of_a_quick_level() {
+    static std::uint8_t mask;
+    const auto ahead = [](const Shape& shape, bool masked, const Caches& own) {
+        Box box = box_of(shape, {1}, DType::f32);
+        if (masked) box.mask = &mask;
+        context = text(shape);
+        return make_plan(box, Chunks(box), 1, false, 2, 0, own).ahead.output;
+    };
+    const Shape small = {32, 256, 14, 14}, more = {32, 512, 14, 14};
+    CHECK(ahead(small, false, zen5) > 0 && ahead(small, true, zen5) == 0);
+    CHECK(ahead(more, false, zen5) == 0 && ahead(more, true, zen5) == 0);
+    for (const Caches& own : {zen, xeon, silent})
+        for (const bool masked : {false, true}) CHECK(ahead(small, masked, own) > 0 && ahead(more, masked, own) > 0);
+}
+
 // Rows of lanes are fetched ahead, unless the caches have them, or two operands come from memory to a processor on
 // which that was measured.
 void readings() {
@@ -433,6 +449,7 @@ int main() {
     reads_ahead();
     even_columns();
     outputs_ahead();
+    outputs_of_a_quick_level();
     readings();
     few_channels();
     overwritten();
