@@ -27,7 +27,8 @@ constexpr int64_t large_bytes[] = {24 << 20, 16 << 20, 8 << 20};
 // that are reduced together come from memory in the end, and there quickest one row after the other, where the
 // third level is quick.
 constexpr int64_t shared_cache_bytes = 24 << 20, least_alone_bytes = 32 << 20;
-// Work of a task of the two passes, and memory that a block of channels should read in one go.
+// Work of a task of the two passes, and memory that a block of channels should read in one go: half as much of large
+// tensors where the third level is quick.
 constexpr int64_t task_elements = 32768;
 constexpr int64_t contiguous_bytes = 98304;
 
@@ -83,7 +84,8 @@ Plan plan_written_rows(const Box& box, int threads) noexcept {
     return {Traversal::two_passes, all ? box.channels() : even_share(box.channels(), most, threads)};
 }
 
-Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, int64_t block_bytes) noexcept {
+Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, int64_t block_bytes,
+               int64_t in_one_go) noexcept {
     // Channels that together are contiguous for long, if they still fit the caches; and as many for each thread.
     const int64_t row_bytes = box.inners() * item_size(box.dtype);
     const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
@@ -93,7 +95,7 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, i
         most = min(min(most, box.statistics() / (4 * threads)), min(fitting, cached_bytes / channel_bytes));
         return even_share(box.channels(), max(most, 1), box.groups() > 1 ? 1 : threads);
     };
-    const int64_t contiguous = ceil_div(contiguous_bytes, row_bytes);
+    const int64_t contiguous = ceil_div(in_one_go, row_bytes);
 
     // Few channels may share out badly, where their chunks do not.
     if (uneven(box.statistics(), 1, threads) && !uneven(box.statistics() * chunks.count(), 1, threads))
@@ -173,8 +175,9 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const bool large = bytes >= large_bytes[reduces ? tensors : 0];
     // The block that is read, the one that is written and its output share the cache with what comes next.
     const int64_t block_bytes = second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes;
+    const int64_t in_one_go = contiguous_bytes / (large && third_is_quick(own) ? 2 : 1);
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, chunks, tensors + more, reduces, threads, large, own)
-                : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes)
+                : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes, in_one_go)
                                              : plan_written_rows(box, threads);
     if (bytes * (tensors + 1 + more) <= shared_cache_bytes)
         plan.reading = kernels::Reading::cached;

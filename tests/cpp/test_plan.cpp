@@ -127,18 +127,20 @@ void ways() {
 }
 
 // Blocks of channels of float32, forward with two threads: as many as make 96 KB of each sample. Where the second-level
-// cache is large, fewer if it has no room for them, but at least 12 KB.
+// cache is large, fewer if it has no room for them, but at least 12 KB; of large tensors 48 KB where only the first is.
 void blocks_in_caches() {
     struct Block {
         Shape shape;
-        int64_t second, channels;
+        int64_t second, channels, first = 32 << 10;
     };
     for (const Block& block :
          {Block{{32, 128, 28, 28}, 0, 16}, Block{{32, 128, 28, 28}, 1 << 20, 16}, Block{{32, 128, 28, 28}, 2 << 20, 4},
           Block{{32, 128, 28, 28}, 16 << 20, 16}, Block{{32, 512, 28, 28}, 1 << 20, 32},
-          Block{{32, 512, 28, 28}, 2 << 20, 8}, Block{{256, 64, 28, 28}, 2 << 20, 4}}) {
+          Block{{32, 512, 28, 28}, 2 << 20, 8}, Block{{256, 64, 28, 28}, 2 << 20, 4},
+          Block{{32, 512, 28, 28}, 1 << 20, 16, 48 << 10}, Block{{32, 128, 28, 28}, 1 << 20, 16, 48 << 10},
+          Block{{32, 512, 28, 28}, 2 << 20, 8, 48 << 10}}) {
         const Box box = box_of(block.shape, {1}, DType::f32);
-        const Plan plan = make_plan(box, Chunks(box), 1, true, 2, 0, {32 << 10, block.second});
+        const Plan plan = make_plan(box, Chunks(box), 1, true, 2, 0, {block.first, block.second});
         context = text(block.shape);
         CHECK_DETAIL(plan.channel_block == block.channels, std::to_string(plan.channel_block));
     }
