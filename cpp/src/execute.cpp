@@ -78,8 +78,10 @@ const kernels::TypeKernels& kernels_of(const kernels::KernelSet& set, DType dtyp
 
 Plan plan_of(const Problem& problem, const Prepared& prepared) noexcept {
     const int more = problem.has(role_residual) + problem.has(role_y) + problem.has(role_v) + problem.has(role_weights);
-    return make_plan(prepared.box, prepared.chunks, tensors(problem.op), sums(problem.op, problem.options) > 0,
-                     prepared.team.threads, more);
+    const Plan plan = make_plan(prepared.box, prepared.chunks, tensors(problem.op),
+                                sums(problem.op, problem.options) > 0, prepared.team.threads, more);
+    const bool writes = problem.op != Op::moments && problem.op != Op::grad_sums;
+    return writes ? plan : to_reduce_alone(plan, prepared.box, prepared.team.threads);
 }
 
 void store_param_grad(const Box& box, const double* values, const Part& part, double* totals, double* sorted,

@@ -202,4 +202,14 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     return plan;
 }
 
+Plan to_reduce_alone(Plan plan, const Box& box, int threads) noexcept {
+    if (plan.reading == kernels::Reading::cached || plan.traversal == Traversal::two_passes) return plan;
+    if (box.pattern == Pattern::lane || !box.direct() || !box.channels_follow()) return plan;
+    const int64_t row_bytes = box.inners() * item_size(box.dtype);
+    const int64_t in_one_go = min(ceil_div(contiguous_bytes, row_bytes), most_row_block);
+    const int64_t most = max(min(in_one_go, box.statistics() / threads), 1);
+    plan.channel_block = even_share(box.channels(), most, box.groups() > 1 ? 1 : threads);
+    return plan;
+}
+
 }  // namespace batchnorm

@@ -45,6 +45,9 @@ int64_t elements_per_thread(const Box& box, bool reduces) noexcept;
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more = 0,
                const Caches& own = own_caches()) noexcept;
 
+// The same for a call that reduces and writes nothing: what it reads need not stay in cache.
+Plan to_reduce_alone(Plan plan, const Box& box, int threads) noexcept;
+
 // Channels whose rows are reduced side by side; no plan has more of them in a block that alternates.
 inline constexpr int64_t most_row_block = 32;
 

@@ -132,7 +132,7 @@ void reduce_block(const Terms& terms, const Region& chunk, int64_t k, const Tile
 }
 
 // Where channels have few rows each, a call of the kernel for each of them costs more than to look their sums up anew
-// for every row.
+// for every row; and from memory channels that follow each other are read in one go, where the rows of one lie apart.
 constexpr int64_t few_rows = 8;
 
 template <class Terms>
@@ -140,7 +140,8 @@ void reduce_rows(const Terms& terms, const Region& chunk, int64_t k, const Tiles
     const Box& box = terms.stages.box;
     const auto [g, channels, outers, inners] = chunk;
     if constexpr (Terms::takes_channels)
-        if (box.direct() && box.channels_follow() && outers.size() < few_rows) {
+        if (box.direct() && box.channels_follow() &&
+            (outers.size() < few_rows || terms.stages.reading != kernels::Reading::cached)) {
             for (int64_t c = channels.begin, end; c < channels.end; c = end) {
                 end = channels.end - c < most_row_block ? channels.end : c + most_row_block;
                 reduce_block(terms, {g, {c, end}, outers, inners}, k, tiles);

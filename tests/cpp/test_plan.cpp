@@ -146,6 +146,21 @@ void blocks_in_caches() {
     }
 }
 
+// What is only reduced is read in wider blocks, however many samples it has, unless threads then had none.
+void blocks_to_reduce_alone() {
+    const auto block = [](const Shape& shape, int threads, bool writes) {
+        const Box box = box_of(shape, {1}, DType::f32);
+        const Plan plan = make_plan(box, Chunks(box), 2, true, threads, 0, zen);
+        context = text(shape);
+        return (writes ? plan : batchnorm::to_reduce_alone(plan, box, threads)).channel_block;
+    };
+    CHECK(block({256, 64, 28, 28}, 2, true) == 2 && block({256, 64, 28, 28}, 2, false) == 32);
+    CHECK(block({256, 64, 28, 28}, 8, false) == 8 && block({256, 24, 56, 56}, 2, false) == 6);
+    // In cache, lanes and shared chunks: as they were.
+    for (const Shape& shape : {Shape{8, 64, 28, 28}, {25001, 131}, {64, 3, 100, 101}})
+        CHECK(block(shape, 2, true) == block(shape, 2, false));
+}
+
 // Blocks that are taken in turns: of two threads each has as many, and all of them are all channels.
 void blocks_are_even() {
     for (const Shape& shape :
@@ -445,6 +460,7 @@ void blocks_fit() {
 int main() {
     ways();
     blocks_in_caches();
+    blocks_to_reduce_alone();
     blocks_are_even();
     many_rows();
     from_the_end();
