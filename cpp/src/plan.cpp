@@ -28,9 +28,10 @@ constexpr int64_t large_bytes[] = {24 << 20, 16 << 20, 8 << 20};
 // third level is quick.
 constexpr int64_t shared_cache_bytes = 24 << 20, least_alone_bytes = 32 << 20;
 // Work of a task of the two passes, and memory that a block of channels should read in one go: half as much of large
-// tensors where the third level is quick.
+// tensors where the third level is quick. There two passes in memory order are quicker than blocks that, of many
+// samples, must be so narrow that they read less than this.
 constexpr int64_t task_elements = 32768;
-constexpr int64_t contiguous_bytes = 98304;
+constexpr int64_t contiguous_bytes = 98304, least_in_one_go = 24576;
 
 // Of each row, a task should read so much; and a thread so much, or its writing takes lines from its neighbour's
 // caches.
@@ -84,18 +85,23 @@ Plan plan_written_rows(const Box& box, int threads) noexcept {
     return {Traversal::two_passes, all ? box.channels() : even_share(box.channels(), most, threads)};
 }
 
-Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, int64_t block_bytes,
-               int64_t in_one_go) noexcept {
+// Of blocks of channels: what the caches have room for; and what one reads of each sample in one go, if that has room,
+// but not less than so much.
+struct BlockBytes {
+    int64_t most, in_one_go, least_in_one_go;
+};
+
+Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, const BlockBytes& bytes) noexcept {
     // Channels that together are contiguous for long, if they still fit the caches; and as many for each thread.
     const int64_t row_bytes = box.inners() * item_size(box.dtype);
     const int64_t channel_bytes = box.values() * item_size(box.dtype) * tensors;
     const auto block_of = [&](int64_t most) {
         if (!box.channels_follow()) return int64_t{1};
-        const int64_t fitting = max(block_bytes / channel_bytes, ceil_div(least_contiguous_bytes, row_bytes));
+        const int64_t fitting = max(bytes.most / channel_bytes, ceil_div(least_contiguous_bytes, row_bytes));
         most = min(min(most, box.statistics() / (4 * threads)), min(fitting, cached_bytes / channel_bytes));
         return even_share(box.channels(), max(most, 1), box.groups() > 1 ? 1 : threads);
     };
-    const int64_t contiguous = ceil_div(in_one_go, row_bytes);
+    const int64_t contiguous = ceil_div(bytes.in_one_go, row_bytes);
 
     // Few channels may share out badly, where their chunks do not.
     if (uneven(box.statistics(), 1, threads) && !uneven(box.statistics() * chunks.count(), 1, threads))
@@ -103,8 +109,13 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, i
 
     // Weighted elements are not reduced in turns.
     if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_alternate_row_bytes &&
-        channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads)
-        return {Traversal::alternate, block_of(min(contiguous, most_row_block))};
+        channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads) {
+        const int64_t block = block_of(min(contiguous, most_row_block));
+        // With v there are more reductions than one, each a pass of its own.
+        const bool in_turns = block * row_bytes >= bytes.least_in_one_go || box.operand[role_v].data;
+        if (in_turns || !box.channels_follow()) return {Traversal::alternate, block};
+        return {Traversal::two_passes, even_share(box.channels(), most_row_block, 1)};
+    }
 
     const int64_t block = block_of(contiguous), slabs = box.groups() * ceil_div(box.channels(), block);
     if (channel_bytes * block <= cached_bytes && slabs >= threads) return {Traversal::slabs, block};
@@ -174,12 +185,14 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const int64_t bytes = box.elements() * item_size(box.dtype);
     const bool large = bytes >= large_bytes[reduces ? tensors : 0];
     // The block that is read, the one that is written and its output share the cache with what comes next.
-    const int64_t block_bytes = second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes;
-    const int64_t in_one_go = contiguous_bytes / (large && third_is_quick(own) ? 2 : 1);
+    const bool cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
+    const BlockBytes blocks{second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes,
+                            contiguous_bytes / (large && third_is_quick(own) ? 2 : 1),
+                            !cached && third_is_quick(own) ? least_in_one_go : 0};
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, chunks, tensors + more, reduces, threads, large, own)
-                : reduces                    ? plan_rows(box, chunks, tensors + more, threads, block_bytes, in_one_go)
+                : reduces                    ? plan_rows(box, chunks, tensors + more, threads, blocks)
                                              : plan_written_rows(box, threads);
-    if (bytes * (tensors + 1 + more) <= shared_cache_bytes)
+    if (cached)
         plan.reading = kernels::Reading::cached;
     else if (bytes * tensors > least_alone_bytes && third_is_quick(own))
         plan.reading = kernels::Reading::alone;

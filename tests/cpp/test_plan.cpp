@@ -146,6 +146,27 @@ void blocks_in_caches() {
     }
 }
 
+// Blocks that read little of each sample in one go are left for two passes, where the third level is quick and the
+// tensor comes from memory.
+void narrow_blocks() {
+    static char memory;
+    const auto plan = [](const Shape& shape, int tensors, const Caches& own, bool v = false) {
+        Box box = box_of(shape, {1}, DType::f32);
+        if (v) box.operand[batchnorm::role_v].data = &memory;
+        context = text(shape);
+        return make_plan(box, Chunks(box), tensors, true, 2, 0, own);
+    };
+    const Shape narrow = {256, 64, 28, 28}, wide = {32, 512, 28, 28}, cached = {120, 30, 28, 28};
+    for (const int tensors : {1, 2}) {
+        CHECK(plan(narrow, tensors, zen5).traversal == Traversal::two_passes);
+        CHECK(plan(narrow, tensors, zen5).channel_block == 32);
+        CHECK(plan(narrow, tensors, zen5, true).traversal != Traversal::two_passes);
+        for (const Caches& own : {zen, xeon}) CHECK(plan(narrow, tensors, own).traversal == Traversal::alternate);
+        CHECK(plan(wide, tensors, zen5).traversal == Traversal::alternate);
+    }
+    CHECK(plan(cached, 1, zen5).traversal == Traversal::alternate);
+}
+
 // What is only reduced is read in wider blocks, however many samples it has, unless threads then had none.
 void blocks_to_reduce_alone() {
     const auto block = [](const Shape& shape, int threads, bool writes) {
@@ -460,6 +481,7 @@ void blocks_fit() {
 int main() {
     ways();
     blocks_in_caches();
+    narrow_blocks();
     blocks_to_reduce_alone();
     blocks_are_even();
     many_rows();
