@@ -51,6 +51,16 @@ class SlabRows {
 
     int64_t count() const noexcept { return channels_.size(); }
 
+    // Whether all rows of an outer index come in one span, and those of the next one `steps` behind them.
+    bool steady() const noexcept { return !looks_ahead_ && rows_.steady(); }
+    RowSteps steps() const noexcept {
+        RowSteps steps = rows_.steps();
+        if (!backwards_) return steps;
+        for (int64_t& step : steps.of) step = -step;
+        steps.mask = -steps.mask;
+        return steps;
+    }
+
     void go_to(int64_t k, int64_t o) noexcept {
         place(rows_, k, o);
         if (!looks_ahead_) return;
@@ -98,43 +108,71 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
     const int64_t unit = Memory::coefficient_size(box),
                   first = written.group * Memory::coefficient_pitch(box) + written.channels.begin;
 
+    // What is streamed is written by lines, and where they begin may differ from row to row.
+    const bool steady = from.steady() && to.steady() && !stages.stream;
+    const RowSteps from_steps = from.steps(), to_steps = to.steps();
+
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
         const Range outers = stages.chunks.outer_range(k);
         const Reduce terms(stages, read.group, k);
         BlockSums<Reduce> sums(terms, read.channels);
+        const auto read_args = [&](int64_t b, int64_t some) {
+            auto args = terms.row_args(from.span(b, some), sums[b]);
+            if (args.ahead) Reduce::read_then(args, from.then(b + some));
+            return args;
+        };
+        const auto write_args = [&](int64_t b, int64_t some) {
+            const Span span = to.span(b, some);
+            Looked at = {};
+            for (int i = 0; i < Apply::coefficients(box); ++i)
+                at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + (first + b) * unit;
+            auto args = Apply::args(stages, span, at, streams(stages, span), false);
+            args.page_ahead = stages.ahead.page;
+            // What was not read just before.
+            if constexpr (Apply::access[role_residual] == Access::read) {
+                if (span.data[role_residual]) args.ahead = stages.ahead.writes;
+                if (args.ahead) Apply::read_then(args, to.then(b + some));
+            }
+            return args;
+        };
+        // As many rows of either as there are, then what is left of one of them.
+        struct Call {
+            bool reads = false, writes = false;
+            decltype(read_args(0, 0)) read{};
+            decltype(write_args(0, 0)) write{};
+        };
+        const auto run = [&](const Call& call) {
+            if (!call.writes)
+                terms.add(call.read);
+            else if (!call.reads)
+                Apply::write(stages, call.write);
+            else
+                both(stages.flavour, call.read, call.write);
+        };
+
+        Call calls[2];
+        int count = 0;
         for (int64_t o = outers.begin; o < outers.end; ++o) {
+            if (count > 0) {
+                // To put them together anew takes longer than a short row.
+                for (int i = 0; i < count; ++i) {
+                    Reduce::move(calls[i].read, from_steps);
+                    Apply::move(calls[i].write, to_steps);
+                    run(calls[i]);
+                }
+                continue;
+            }
             from.go_to(k, o);
             to.go_to(k, o);
-            // As many rows of either as there are, then what is left of one of them.
             for (int64_t b = 0, some; b < reads || b < writes; b += some) {
                 const int64_t readable = from.evenly(b), writable = to.evenly(b);
                 some = readable == 0 ? writable : writable == 0 || readable < writable ? readable : writable;
-
-                const auto read_args = [&] {
-                    auto args = terms.row_args(from.span(b, some), sums[b]);
-                    if (args.ahead) Reduce::read_then(args, from.then(b + some));
-                    return args;
-                };
-                const auto write_args = [&] {
-                    const Span span = to.span(b, some);
-                    Looked at = {};
-                    for (int i = 0; i < Apply::coefficients(box); ++i)
-                        at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + (first + b) * unit;
-                    auto args = Apply::args(stages, span, at, streams(stages, span), false);
-                    args.page_ahead = stages.ahead.page;
-                    // What was not read just before.
-                    if constexpr (Apply::access[role_residual] == Access::read) {
-                        if (span.data[role_residual]) args.ahead = stages.ahead.writes;
-                        if (args.ahead) Apply::read_then(args, to.then(b + some));
-                    }
-                    return args;
-                };
-                if (writable == 0)
-                    terms.add(read_args());
-                else if (readable == 0)
-                    Apply::write(stages, write_args());
-                else
-                    both(stages.flavour, read_args(), write_args());
+                Call& call = calls[steady ? count++ : 0];
+                call.reads = readable > 0;
+                call.writes = writable > 0;
+                if (call.reads) call.read = read_args(b, some);
+                if (call.writes) call.write = write_args(b, some);
+                run(call);
             }
         }
         // Once more, alone. What is direct needs no worker's memory.

@@ -43,6 +43,12 @@ struct NormalizeFrom {
     static void read_then(kernels::NormalizeArgs& args, const Span& rows) noexcept {
         args.residual_then = rows.data[role_residual];
     }
+    static void move(kernels::NormalizeArgs& args, const RowSteps& steps) noexcept {
+        RowSteps::move(args.x, steps.of[from]);
+        RowSteps::move(args.y, steps.of[role_out]);
+        RowSteps::move(args.residual, steps.of[role_residual]);
+        RowSteps::move(args.mask, steps.mask);
+    }
     static void write(const Stages& stages, const kernels::NormalizeArgs& args) noexcept {
         stages.flavour.normalize[stages.box.pattern](args);
     }
@@ -98,6 +104,16 @@ struct InputGradOf {
                 span.data[role_residual],
                 span.stride[role_residual]};
     }
+    static void move(kernels::InputGradArgs& args, const RowSteps& steps) noexcept {
+        RowSteps::move(args.dy, steps.of[role_dy]);
+        RowSteps::move(args.x, steps.of[reads_x ? role_x : role_dy]);
+        RowSteps::move(args.dx, steps.of[role_out]);
+        RowSteps::move(args.y, steps.of[role_y]);
+        RowSteps::move(args.mask, steps.mask);
+        RowSteps::move(args.weights, steps.of[role_weights]);
+        RowSteps::move(args.v, steps.of[role_v]);
+        RowSteps::move(args.dresidual, steps.of[role_residual]);
+    }
     static void write(const Stages& stages, const kernels::InputGradArgs& args) noexcept {
         stages.flavour.input_grad[stages.box.pattern](args);
     }
@@ -130,7 +146,8 @@ inline bool streams(const Stages& stages, const Span& span) noexcept {
 inline bool goes_across(const Stages& stages, const Span& span) noexcept {
     constexpr int64_t line = 64, long_row = 4 * line;
     const int64_t row_bytes = span.n * item_size(stages.box.dtype);
-    return stages.reading == kernels::Reading::cached && span.rows > 1 && (row_bytes % line == 0 || row_bytes >= long_row);
+    return stages.reading == kernels::Reading::cached && span.rows > 1 &&
+           (row_bytes % line == 0 || row_bytes >= long_row);
 }
 
 }  // namespace batchnorm

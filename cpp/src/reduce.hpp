@@ -86,6 +86,9 @@ struct MomentSums {
                 to.sums[1],        next_channel(span, to), stages.ahead.reads};
     }
     static void read_then(kernels::RowMomentsArgs& args, const Span& rows) noexcept { args.x_then = rows.data[role_x]; }
+    static void move(kernels::RowMomentsArgs& args, const RowSteps& steps) noexcept {
+        RowSteps::move(args.x, steps.of[role_x]);
+    }
     void add(const kernels::RowMomentsArgs& args) const noexcept { stages.kernels.row_moments(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
         const char* from = static_cast<const char*>(around) + batch.first * item_size(arithmetic(stages.box.dtype));
@@ -183,6 +186,12 @@ struct ProductSums {
     static void read_then(kernels::RowGradSumsArgs& args, const Span& rows) noexcept {
         args.dy_then = rows.data[u];
         args.x_then = rows.data[z];
+    }
+    static void move(kernels::RowGradSumsArgs& args, const RowSteps& steps) noexcept {
+        RowSteps::move(args.dy, steps.of[u]);
+        RowSteps::move(args.x, steps.of[z]);
+        RowSteps::move(args.y, steps.of[role_y]);
+        RowSteps::move(args.mask, steps.mask);
     }
     void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.flavour.row_grad_sums(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {

@@ -25,6 +25,19 @@ struct Span {
     int64_t mask_stride = 0;
 };
 
+// What rows move by, in bytes, from one outer index to the next.
+struct RowSteps {
+    int64_t of[roles] = {};
+    int64_t mask = 0;
+
+    template <class T>
+    static void move(T*& pointer, int64_t step) noexcept {
+        if (pointer)
+            pointer =
+                reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(pointer) + static_cast<std::uintptr_t>(step));
+    }
+};
+
 // Rows of a group in Pattern::row, one of each channel, where the box is direct.
 class DirectRows {
   public:
@@ -46,6 +59,16 @@ class DirectRows {
             row_[r] = base_[r] + operand.offset(box_.level[outer], outer, o) +
                       (operand.uniform ? 0 : inners.begin * operand.unit);
         }
+    }
+
+    // Whether all outer indices are at one distance from each other, and all channels.
+    bool steady() const noexcept { return box_.level[outer].rank <= 1 && box_.level[channel].rank <= 1; }
+    RowSteps steps() const noexcept {
+        RowSteps steps;
+        for (int i = 0; i < count_; ++i)
+            steps.of[used_[i]] = box_.level[outer].rank == 0 ? 0 : box_.operand[used_[i]].stride[outer][0];
+        steps.mask = box_.mask_stride();
+        return steps;
     }
 
     // How many of these channels, from the first one on, are at one distance from each other.

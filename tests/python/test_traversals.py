@@ -72,11 +72,10 @@ IN_TURNS = {
     "rows of one turn": ((17, 61, 256), (1,), (0, 1, 2)),
     "two kept axes, swapped": ((5, 40, 11, 513), (1, 2), (0, 2, 1, 3)),  # rows of 40 channels at one distance
 }
-# All operands together are more than the caches hold, in backward or forward, and the output not yet so large that it
-# goes past them.
+# All operands together are more than the caches hold, and forward's output is not yet so large that it goes past them.
 UNCACHED = {
-    "uncached NC": ((14001, 131), 1, None),
-    "uncached planes": ((101, 530, 7, 7), 1, None),
+    "uncached NC": ((25001, 131), 1, None),
+    "uncached planes": ((131, 530, 7, 7), 1, None),
 }
 # Outputs of more than 24 MB.
 STREAMED = {
@@ -87,6 +86,7 @@ STREAMED = {
     "streamed NC, joined": ((99201, 67), 1, None),
     "streamed NC of 3": ((2170003, 3), 1, None),
     "streamed NC, columns": ((3255, 2003), 1, None),
+    "many samples": ((260, 40, 31, 23), 1, None),  # in two passes, where L3 is quick
 }
 # Per-channel work that is worth several threads.
 WIDE = {"coefficients": ((3, 70001), 1, None), "merges of 9 chunks": ((1025, 7301), 1, None)}
