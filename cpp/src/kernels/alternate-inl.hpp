@@ -15,9 +15,17 @@ namespace {
 template <class T, Flavour>
 using MomentsOf = RowMoments<T>;
 
-template <class T, class Reader, class Writer>
+// What is streamed beside moments, which read one operand, is so in turns of half as much, but not of 16 bits
+// (docs/experiments.md).
+template <class T, class>
+constexpr int64_t streamed_turn = turn_of<T>;
+template <class T>
+    requires(!is_half<T>)
+constexpr int64_t streamed_turn<T, RowMoments<T>> = turn_of<T> / 2;
+static_assert(turn_of<double> / 2 % batchnorm::kernels::row_alignment == 0);
+
+template <class T, class Reader, class Writer, int64_t turn = turn_of<T>>
 void alternate_rows(const typename Reader::Args& read, const typename Writer::Args& write) noexcept {
-    constexpr int64_t turn = turn_of<T>;
     const int64_t n = read.n;
     auto seams = Writer::seams(write);
     for (int64_t row = 0; row < read.rows; ++row) {
@@ -85,7 +93,9 @@ void alternate_plain(const typename Reader::Args& read,
                      const typename Writer<T, Pattern::row, Flavour::plain>::Args& write) noexcept {
     using Plain = Writer<T, Pattern::row, Flavour::plain>;
     if constexpr (has_streams)
-        if (write.stream) return alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::streaming>>(read, write);
+        if (write.stream)
+            return alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::streaming>, streamed_turn<T, Reader>>(
+                read, write);
     if constexpr (Vec<Arithmetic<T>>::width == line_of<T> && Vec<double>::width == line_of<double>)
         alternate_vectors<T, Reader, Plain>(read, write);
     else
