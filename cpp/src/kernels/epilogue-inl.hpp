@@ -124,8 +124,9 @@ void write_full(const typename Writer<T, pattern, Flavour::full>::Args& args) no
 }
 
 // Backward through relu by its mask, whose first bit for dy is the bit-th.
-template <class V, class... Left>
+template <Pattern pattern, class V, class... Left>
 [[gnu::always_inline]] inline void pass_back(const std::uint8_t* mask, V& dy, int64_t bit, Left... left) {
+    if constexpr (pattern == Pattern::row) dy = whole(dy);
     dy = select(read_mask<V>(mask, bit, left...), dy, V::all(0));
 }
 

@@ -22,7 +22,8 @@ template <Flavour flavour, class R, class Args, class T, class... Left>
                                                  TwoSums<R>& sums, int64_t i, Left... left) {
     Vec<R> dy = summand<R>(row.dy + i, left...), x = summand<R>(row.x + i, left...);
     if constexpr (flavour == Flavour::full) pass_back(args.activated, row.y, row.mask, dy, x, i, i, left...);
-    if constexpr (flavour == Flavour::masked) pass_back(row.mask, dy, i, left...);
+    if constexpr (flavour == Flavour::masked)
+        pass_back<__is_same(Args, RowGradSumsArgs) ? Pattern::row : Pattern::lane>(row.mask, dy, i, left...);
     if constexpr (flavour == Flavour::leaky) Leak<R>(args.activated).pass_back(row.mask, dy, x, i, left...);
     Vec<R> apart = difference(x, mean);
     if (flavour == Flavour::full && args.zeros_count_nothing) apart = select(not_zero(dy), apart, Vec<R>::all(0));

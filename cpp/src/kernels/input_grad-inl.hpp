@@ -89,7 +89,7 @@ class InputGradient {
         void pass_back(Vec<A>& dy, Vec<A>& x, int64_t i, Left... left) const {
             if constexpr (!is_full(flavour)) return;
             if constexpr (flavour == Flavour::masked)
-                ::pass_back(mask, dy, begin + i, left...);
+                ::pass_back<pattern>(mask, dy, begin + i, left...);
             else if constexpr (flavour == Flavour::leaky)
                 leak.pass_back(mask, dy, x, begin + i, left...);
             else

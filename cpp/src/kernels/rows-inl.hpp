@@ -83,6 +83,13 @@ void stream(Vec<Arithmetic<T>> v, T* p) {
     v.stream(p);
 }
 
+// A vector that is loaded whole, whatever a mask then leaves of it: hardware follows rows by their loads, but not by
+// masked ones, which a compiler may make of both (docs/experiments.md).
+template <class V>
+V whole(V v) {
+    return v;
+}
+
 template <class T>
 const T* row_at(const void* data, int64_t stride, int64_t row) {
     return reinterpret_cast<const T*>(static_cast<const char*>(data) + stride * row);

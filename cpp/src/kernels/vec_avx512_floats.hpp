@@ -45,6 +45,13 @@ inline __mmask16 above_zero(Vec<float> v) { return _mm512_cmp_ps_mask(v.r, _mm51
 inline __mmask16 not_zero(Vec<float> v) { return _mm512_cmp_ps_mask(v.r, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 inline Vec<float> select(__mmask16 mask, Vec<float> a, Vec<float> b) { return {_mm512_mask_blend_ps(mask, b.r, a.r)}; }
 
+// Nothing, but the compiler cannot know.
+template <class T>
+Vec<T> whole(Vec<T> v) {
+    __asm__("" : "+v"(v.r));
+    return v;
+}
+
 // The first element's bit is the lowest.
 inline unsigned bits_of(__mmask16 mask) { return mask; }
 inline unsigned bits_of(__mmask8 mask) { return mask; }
