@@ -661,7 +661,7 @@ if rank == 1:
 try:
     layer.backward(x)
 except RuntimeError as error:
-    print(error)
+    print(error, flush=True)
     os._exit(0)
 """
     first, dead = run_gloo(tmp_path, 2, code)
