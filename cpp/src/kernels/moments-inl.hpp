@@ -98,7 +98,7 @@ void moments_lane_of(const LaneMomentsArgs& args) noexcept {
 
 template <class T>
 void moments_lane(const LaneMomentsArgs& args) noexcept {
-    // 16 bits have too much else to do.
+    // As gradient sums do; of 16 bits neither.
     if constexpr (!is_half<T>)
         if (args.reading == Reading::cached) return moments_lane_of<T, true>(args);
     moments_lane_of<T, false>(args);
