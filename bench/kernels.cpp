@@ -154,11 +154,11 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
             kernels.plain.lane_grad_sums(
                 {dy_rows.data(), x_rows.data(), rows, count, rows, reading, mean.data(), sums, more});
     };
-    NormalizeArgs normalize{data.x.data(), stride,   data.out.data(), stride, rows,  count, hi.data(),
-                            a.data(),      c.data(), false,           count,  false, false};
+    NormalizeArgs normalize{data.x.data(), stride,   data.out.data(), stride, rows,  count,     hi.data(),
+                            a.data(),      c.data(), false,           count,  false, Rows::each};
     InputGradArgs input_grad{data.dy.data(), stride,   data.x.data(), stride,         data.out.data(), stride,
                              rows,           count,    hi.data(),     inv_std.data(), dy_hi.data(),    a.data(),
-                             b.data(),       c.data(), false,         count,          false,           false};
+                             b.data(),       c.data(), false,         count,          false,           Rows::each};
     normalize.output_ahead = 1024;  // as plan.cpp has it
     const auto run_normalize = [&] {
         kernels.plain.normalize[pattern](normalize);
@@ -180,10 +180,13 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
         reading = Reading::cached;
         results.push_back({"moments, cached", seconds(run_moments, quick), 1, 0});
         results.push_back({"grad_sums, cached", seconds(run_grad_sums, quick), 2, 0});
-        normalize.across = input_grad.across = true;
+        normalize.order = input_grad.order = Rows::whole;
+        results.push_back({"normalize, whole rows", seconds(run_normalize, quick), 1, 1});
+        results.push_back({"input_grad, whole rows", seconds(run_input_grad, quick), 2, 1});
+        normalize.order = input_grad.order = Rows::across;
         results.push_back({"normalize, across", seconds(run_normalize, quick), 1, 1});
         results.push_back({"input_grad, across", seconds(run_input_grad, quick), 2, 1});
-        normalize.across = input_grad.across = false;
+        normalize.order = input_grad.order = Rows::each;
     }
     normalize.stream = input_grad.stream = true;
     results.push_back({"normalize, streaming", seconds(run_normalize, quick), 1, 1});

@@ -5,6 +5,8 @@
 namespace batchnorm {
 namespace {
 
+using kernels::Rows;
+
 // What kernels may look up, for L1 to hold it beside the rows that it is for.
 constexpr int64_t looked_up_in_l1 = 24 << 10;
 
@@ -46,9 +48,19 @@ struct Coefficients {
     }
 };
 
+// How rows of lanes are written, which may follow each other without a gap; and of which it may be slow to look up for
+// each what it is multiplied by.
+Rows order_of(const Stages& stages, const Span& span, bool joined, bool slow) noexcept {
+    const bool lines = span.n * item_size(stages.box.dtype) % 64 == 0;
+    const bool whole = lines && !stages.stream && stages.ahead.writes == 0;
+    if (slow && goes_across(stages, span) && !(whole && joined && stages.looks_up_quickly)) return Rows::across;
+    return whole && (joined || stages.looks_up_quickly || stages.reading == kernels::Reading::cached) ? Rows::whole
+                                                                                                      : Rows::each;
+}
+
 }  // namespace
 
-// Rows of all channels that follow each other without a gap become one row.
+// Rows of all channels that follow each other without a gap become one row, unless they are written whole.
 template <class Terms>
 void apply(const Stages& stages, const Region& region, int worker) noexcept {
     const Box& box = stages.box;
@@ -58,22 +70,23 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
     const Tiles& tiles = memory.tiles;
     const Uses uses(box, Terms::access);
 
-    const auto write = [&](const Span& span, int64_t first, bool across = false) {
+    const auto write = [&](const Span& span, int64_t first, Rows order = Rows::each) {
         Looked at = {};
         for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * coefficients.unit;
-        auto args = Terms::args(stages, span, at, !across && streams(stages, span), across);
+        auto args = Terms::args(stages, span, at, order == Rows::each && streams(stages, span), order);
         args.ahead = stages.ahead.writes;
         Terms::write(stages, args);
     };
     if (box.pattern == Pattern::lane) {
         const Region lanes{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};
         for_each_span(box, lanes, uses, tiles, [&](Span span) {
-            const bool across = coefficients.slow(span.n) && goes_across(stages, span);
-            if (!across && span.n == box.lanes() && gapless(box, span, uses)) {
+            const bool joined = span.n == box.lanes() && gapless(box, span, uses);
+            const Rows order = order_of(stages, span, joined, coefficients.slow(span.n));
+            if (order == Rows::each && joined) {
                 span.n *= span.rows;
                 span.rows = 1;
             }
-            write(span, span.first, across);
+            write(span, span.first, order);
         });
     } else if (box.direct() && box.channels_follow()) {
         for_each_direct_span(box, region, uses,

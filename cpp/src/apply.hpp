@@ -18,7 +18,7 @@ struct NormalizeFrom {
     static int coefficients(const Box&) noexcept { return 3; }
 
     static kernels::NormalizeArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream,
-                                       bool across) noexcept {
+                                       kernels::Rows order) noexcept {
         return {span.data[from],
                 span.stride[from],
                 span.data[role_out],
@@ -31,7 +31,7 @@ struct NormalizeFrom {
                 span.next_channel,
                 stages.box.lanes(),
                 stream,
-                across,
+                order,
                 stages.epilogue.activates,
                 stages.epilogue.slope,
                 span.data[role_residual],
@@ -68,7 +68,7 @@ struct InputGradOf {
     static int coefficients(const Box& box) noexcept { return box.operand[role_v].data ? 8 : 6; }
 
     static kernels::InputGradArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream,
-                                       bool across) noexcept {
+                                       kernels::Rows order) noexcept {
         constexpr Role x = reads_x ? role_x : role_dy;
         return {span.data[role_dy],
                 span.stride[role_dy],
@@ -87,7 +87,7 @@ struct InputGradOf {
                 span.next_channel,
                 stages.box.lanes(),
                 stream,
-                across,
+                order,
                 !reads_x,
                 stages.activated(),
                 span.data[role_y],

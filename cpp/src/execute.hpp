@@ -94,9 +94,9 @@ void each_part(const Problem& problem, PreparedParts& prepared_parts, const kern
         const Plan plan = plan_of(problem, prepared);
         const kernels::TypeKernels& kernels = kernels_of(set, prepared.box.dtype);
         const Stages stages{
-            prepared.box,     prepared.chunks, kernels,      problem.is_full() ? kernels.full : kernels.plain,
-            problem.epilogue, memory,          plan.reading, plan.stream,
-            plan.ahead};
+            prepared.box,          prepared.chunks, kernels,      problem.is_full() ? kernels.full : kernels.plain,
+            problem.epilogue,      memory,          plan.reading, plan.stream,
+            plan.looks_up_quickly, plan.ahead};
         body(Run{stages, plan, prepared.team}, part, totals);
     }
 }

@@ -197,6 +197,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     else if (bytes * tensors > least_alone_bytes && third_is_quick(own))
         plan.reading = kernels::Reading::alone;
     plan.stream = large && !box.overwrites();
+    plan.looks_up_quickly = third_is_quick(own);
     // Of two passes; or of blocks in turns, if they are so large that the second-level cache has only their ends.
     const int64_t block_size = plan.channel_block * box.values() * item_size(box.dtype) * (tensors + more);
     if (plan.traversal == Traversal::two_passes) plan.from_end = !plan.stream || second_is_large(own);

@@ -27,6 +27,8 @@ struct Plan {
     kernels::Reading reading = kernels::Reading::fetched;
     bool stream = false;    // whether outputs are written past them
     bool from_end = false;  // whether what was read before is read again from its end
+    // Pattern::lane: whether it takes no longer to look up for each row what it is multiplied by than for some at once.
+    bool looks_up_quickly = false;
     Ahead ahead{};
 };
 

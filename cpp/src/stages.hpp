@@ -16,7 +16,7 @@ struct Stages {
     const Epilogue& epilogue;
     const Memory& memory;
     kernels::Reading reading;  // as in Plan
-    bool stream;
+    bool stream, looks_up_quickly;
     const Ahead& ahead;
 
     kernels::Activated activated() const noexcept {

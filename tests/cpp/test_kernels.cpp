@@ -12,9 +12,14 @@
 namespace {
 
 using batchnorm::Isa;
+using batchnorm::kernels::FlavourKernels;
+using batchnorm::kernels::InputGradArgs;
 using batchnorm::kernels::KernelSet;
+using batchnorm::kernels::lane_padding;
+using batchnorm::kernels::NormalizeArgs;
 using batchnorm::kernels::Reading;
 using batchnorm::kernels::row_accumulators;
+using batchnorm::kernels::Rows;
 using batchnorm::kernels::TypeKernels;
 
 struct Type {
@@ -100,6 +105,41 @@ void fetching_ahead_changes_no_sum(const Isa& isa, const Type& type) {
     }
 }
 
+// What the writers make of rows of whole lines, all memory of it, with what is between the rows: y and its mask, then
+// dx as the mask lets dy through, all elements of either flavour.
+std::vector<unsigned char> written(const TypeKernels& kernels, const Type& type, std::int64_t n, std::int64_t gap,
+                                   Rows order, bool full) {
+    constexpr std::int64_t rows = 11, lane = 1;
+    const std::int64_t stride = n * type.size + gap, bytes = rows * stride, mask_stride = n / 8;
+    const std::vector<unsigned char> x = numbers(bytes), dy = numbers(2 * bytes);
+    // Of 16-bit elements they are floats.
+    const std::int64_t unit = std::max<std::int64_t>(type.size, 4);
+    const std::vector<unsigned char> looked_up = numbers(6 * (n + lane_padding) * unit);
+    const auto value = [&](std::int64_t i) { return looked_up.data() + i * (n + lane_padding) * unit; };
+    std::vector<unsigned char> out(static_cast<std::size_t>(2 * bytes + rows * mask_stride), 0xa5);
+    unsigned char *y = out.data(), *dx = y + bytes, *mask = dx + bytes;
+
+    NormalizeArgs normalize{x.data(), stride,   y,     stride, rows,  n,     value(0),
+                            value(1), value(2), false, n,      false, order, full};
+    normalize.output_ahead = 1024;
+    InputGradArgs input_grad{dy.data() + bytes, stride,   x.data(), stride,   dx,       stride, rows, n,     value(0),
+                             value(1),          value(2), value(3), value(4), value(5), false,  n,    false, order};
+    if (full) {
+        // Not for all of them: x and residual are above 0 as a rule, and what comes of both not.
+        normalize.residual = dy.data();
+        normalize.residual_stride = stride;
+        normalize.mask = mask;
+        normalize.mask_stride = mask_stride;
+        input_grad.activated = {true, 0, 0};
+        input_grad.mask = mask;
+        input_grad.mask_stride = mask_stride;
+    }
+    const FlavourKernels& flavour = full ? kernels.full : kernels.plain;
+    flavour.normalize[lane](normalize);
+    flavour.input_grad[lane](input_grad);
+    return out;
+}
+
 // Of kernels of one instruction set for different processors: rows as they are added up in, and lanes.
 void same_bits_on_all_processors(const Isa& isa, const Isa& other, const Type& type) {
     context = std::string(isa.name) + " " + type.name;
@@ -135,6 +175,24 @@ void same_bits_on_all_processors(const Isa& isa, const Isa& other, const Type& t
             CHECK(some[i] == others[i]);
         }
     }
+    for (const bool full : {false, true})
+        CHECK(written(*(isa.kernels.*type.kernels), type, 128, 64, Rows::each, full) ==
+              written(*(other.kernels.*type.kernels), type, 128, 64, Rows::each, full));
+}
+
+void rows_are_the_same_in_any_order(const Isa& isa, const Type& type) {
+    const TypeKernels& kernels = *(isa.kernels.*type.kernels);
+    for (const std::int64_t lines : {1, 2, 7, 40}) {
+        for (const std::int64_t gap : {0, 64, 200}) {
+            for (const bool full : {false, true}) {
+                const std::int64_t n = lines * 64 / type.size;
+                context = std::string(isa.name) + " " + type.name + " " + std::to_string(n);
+                const std::vector<unsigned char> each = written(kernels, type, n, gap, Rows::each, full);
+                CHECK(written(kernels, type, n, gap, Rows::whole, full) == each);
+                CHECK(written(kernels, type, n, gap, Rows::across, full) == each);
+            }
+        }
+    }
 }
 
 }  // namespace
@@ -144,11 +202,15 @@ int main() {
     for (int i = 0; i < built.count; ++i) {
         if (!built.isa[i].supported()) continue;
         for (const Type& type : types) {
-            fetching_ahead_changes_no_sum(built.isa[i], type);
-            if (i == 0 || !built.isa[i - 1].supported()) continue;
-            const Isa &other = built.isa[i - 1], &isa = built.isa[i];
-            if (std::string(other.name) == isa.name && other.kernels.*type.kernels != isa.kernels.*type.kernels)
-                same_bits_on_all_processors(other, isa, type);
+            const Isa& isa = built.isa[i];
+            fetching_ahead_changes_no_sum(isa, type);
+            rows_are_the_same_in_any_order(isa, type);
+            for (int k = 0; k < i; ++k) {
+                const Isa& other = built.isa[k];
+                const bool differ = other.kernels.*type.kernels != isa.kernels.*type.kernels;
+                if (std::string(other.name) == isa.name && other.supported() && differ)
+                    same_bits_on_all_processors(other, isa, type);
+            }
         }
     }
     return report();

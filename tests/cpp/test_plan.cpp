@@ -310,6 +310,15 @@ void outputs_of_a_quick_level() {
         for (const bool masked : {false, true}) CHECK(ahead(small, masked, own) > 0 && ahead(more, masked, own) > 0);
 }
 
+// What rows of lanes are multiplied by is looked up for each where L1 delivers it beside them.
+void looked_up_quickly() {
+    for (const Caches& own : {zen, zen5, xeon, silent}) {
+        const Box box = box_of({64, 512}, {1}, DType::f32);
+        CHECK(make_plan(box, Chunks(box), 2, true, 2, 0, own).looks_up_quickly ==
+              (own.first == zen5.first && own.second == zen5.second));
+    }
+}
+
 // Rows of lanes are fetched ahead, unless the caches have them, or two operands come from memory to a processor on
 // which that was measured.
 void readings() {
@@ -490,6 +499,7 @@ int main() {
     even_columns();
     outputs_ahead();
     outputs_of_a_quick_level();
+    looked_up_quickly();
     readings();
     few_channels();
     overwritten();

@@ -15,18 +15,21 @@ namespace {
 template <class T, Flavour>
 using MomentsOf = RowMoments<T>;
 
-// What is streamed beside moments, which read one operand, is so in turns of half as much, but not of 16 bits
+// What is streamed beside moments, which read one operand, is so in turns of half as much, but not of 16 bits, nor in
+// the full flavours; in these, where float64 is computed in lines, what is so of it beside moments or a mask
 // (docs/experiments.md).
-template <class T, class>
-constexpr int64_t streamed_turn = turn_of<T>;
-template <class T>
-    requires(!is_half<T>)
-constexpr int64_t streamed_turn<T, RowMoments<T>> = turn_of<T> / 2;
+template <class T, class Reader, Flavour flavour>
+constexpr int64_t streamed_turn() {
+    constexpr bool moments = __is_same(Reader, RowMoments<T>), masked = flavour == Flavour::masked;
+    constexpr bool doubles_in_lines = __is_same(T, double) && Vec<double>::width == line_of<double>;
+    const bool half = is_full(flavour) ? doubles_in_lines && (moments || masked) : moments && !is_half<T>;
+    return half ? turn_of<T> / 2 : turn_of<T>;
+}
 static_assert(turn_of<double> / 2 % batchnorm::kernels::row_alignment == 0);
 
-template <class T, class Reader, class Writer, int64_t turn = turn_of<T>>
+template <class T, class Reader, class Writer>
 void alternate_rows(const typename Reader::Args& read, const typename Writer::Args& write) noexcept {
-    const int64_t n = read.n;
+    const int64_t n = read.n, turn = write.stream ? streamed_turn<T, Reader, Writer::flavour>() : turn_of<T>;
     auto seams = Writer::seams(write);
     for (int64_t row = 0; row < read.rows; ++row) {
         Reader reader(read, row);
@@ -93,9 +96,7 @@ void alternate_plain(const typename Reader::Args& read,
                      const typename Writer<T, Pattern::row, Flavour::plain>::Args& write) noexcept {
     using Plain = Writer<T, Pattern::row, Flavour::plain>;
     if constexpr (has_streams)
-        if (write.stream)
-            return alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::streaming>, streamed_turn<T, Reader>>(
-                read, write);
+        if (write.stream) return alternate_rows<T, Reader, Writer<T, Pattern::row, Flavour::streaming>>(read, write);
     if constexpr (Vec<Arithmetic<T>>::width == line_of<T> && Vec<double>::width == line_of<double>)
         alternate_vectors<T, Reader, Plain>(read, write);
     else

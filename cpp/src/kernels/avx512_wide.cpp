@@ -4,6 +4,6 @@
 
 namespace batchnorm::kernels {
 
-constinit const TypeKernels avx512_wide_table = type_kernels<float>;
+constinit const WideTable avx512_wide_table = {type_kernels<float>, type_kernels<double>};
 
 }  // namespace batchnorm::kernels

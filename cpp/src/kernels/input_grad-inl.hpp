@@ -10,10 +10,11 @@
 
 namespace {
 
-template <class T, Pattern pattern, Flavour flavour>
+template <class T, Pattern pattern, Flavour of>
 class InputGradient {
   public:
     using Args = InputGradArgs;
+    static constexpr Flavour flavour = of;
 
     InputGradient(const InputGradArgs& args, int64_t row, const Ends<T>& ends)
         : args_(args),
@@ -54,6 +55,11 @@ class InputGradient {
             for (int64_t r = row_; r < row_ + rows; ++r) write_vectors(Place(args, r, 0), looked, i, i, left...);
         };
         for_each_vector<Row::width, Row::in_step, Row::in_step>(args.n, 0, args.n, step);
+    }
+
+    [[gnu::always_inline]] void write_whole() const {
+        const Place place(args_, row_, 0);
+        for (int64_t i = 0; i < args_.n; i += Row::in_step) write_vectors(place, look_up(i), i, i);
     }
 
   private:

@@ -7,10 +7,11 @@
 
 namespace {
 
-template <class T, Pattern pattern, Flavour flavour>
+template <class T, Pattern pattern, Flavour of>
 class Normalizer {
   public:
     using Args = NormalizeArgs;
+    static constexpr Flavour flavour = of;
 
     Normalizer(const NormalizeArgs& args, int64_t row, const Ends<T>& ends)
         : args_(args),
@@ -61,6 +62,17 @@ class Normalizer {
         for_each_vector<Row::width, Row::in_step, Row::in_step>(args.n, 0, args.n, step);
     }
 
+    // This row, in Pattern::lane.
+    [[gnu::always_inline]] void write_whole() const {
+        Place place(args_, row_, 0, 0);
+        int64_t i = 0;
+        for (const int64_t fetching = fetches_until(); i < fetching; i += Row::in_step) {
+            prefetch_to_write(reinterpret_cast<const char*>(place.y.row + i) + args_.output_ahead);
+            write_vectors(place, look_up(i), i, i);
+        }
+        for (; i < args_.n; i += Row::in_step) write_vectors(place, look_up(i), i, i);
+    }
+
   private:
     friend Steps<Normalizer>;
     using A = Arithmetic<T>;
@@ -104,6 +116,14 @@ class Normalizer {
       private:
         int64_t distance_, turn_ = 0, behind_ = 0;
     };
+
+    // Of a row that is written whole, as many elements as have an output of this call output_ahead of theirs.
+    int64_t fetches_until() const {
+        const int64_t unit = static_cast<int64_t>(sizeof(T)), row_bytes = args_.n * unit, ahead = args_.output_ahead;
+        if (Row::width < line_of<T> || ahead == 0) return 0;
+        if (args_.y_stride == row_bytes && (args_.rows - 1 - row_) * row_bytes >= ahead) return args_.n;
+        return row_bytes > ahead ? args_.n - ahead / unit : 0;
+    }
 
     // What is looked up for one vector, or for two.
     template <int vectors>

@@ -8,6 +8,7 @@ namespace {
 
 using batchnorm::kernels::Pattern;
 using batchnorm::kernels::Reading;
+using batchnorm::kernels::Rows;
 using std::int64_t;
 
 // The type that elements of type T are computed in.
@@ -462,10 +463,19 @@ void write_across(const typename Writer::Args& args) noexcept {
         Writer(args, row, {}).write_across(row + rows < args.rows ? rows : args.rows - row);
 }
 
+// or all of them, whole lines alone,
+template <class Writer>
+[[gnu::noinline]] void write_whole(const typename Writer::Args& given) noexcept {
+    const auto args = given;  // which is not in memory that the rows may overwrite
+    for (int64_t row = 0; row < args.rows; ++row) Writer(args, row, {}).write_whole();
+}
+
 template <class Writer, Pattern pattern>
 void write_cached(const typename Writer::Args& args) noexcept {
-    if constexpr (pattern == Pattern::lane)
-        if (args.across) return write_across<Writer>(args);
+    if constexpr (pattern == Pattern::lane) {
+        if (args.order == Rows::whole) return write_whole<Writer>(args);
+        if (args.order == Rows::across) return write_across<Writer>(args);
+    }
     write_rows<Writer>(args);
 }
 

@@ -120,6 +120,13 @@ struct LaneWeightedMomentsArgs {
     double *sum_w, *sum, *sum_sq;
 };
 
+// How the writers go through rows of lanes.
+enum class Rows : std::uint8_t {
+    each,   // one by one, which may be several that were joined
+    whole,  // of whole lines, which are not streamed, with as little as possible around the arithmetic; n is the period
+    across,  // of what caches hold, some at a time, so that less is looked up; n is the period
+};
+
 // The writers may take rows that follow each other as one: then n is a multiple of the number of channels, `period`,
 // element i has the per-channel value i mod period, and those arrays go on, repeating, for lane_padding more elements.
 inline constexpr int lane_padding = 32;
@@ -135,7 +142,7 @@ struct NormalizeArgs {
     bool next_channel;               // Pattern::row: each row's are those after the row's before; or they are the same
     std::int64_t period;
     bool stream;  // write past the caches, which y would only sweep
-    bool across;  // Pattern::lane, of what caches hold: some rows at a time, so that less is looked up; n is the period
+    Rows order;   // Pattern::lane
     bool activates = false;
     double slope = 0;  // of what is not above 0
     const void* residual = nullptr;
@@ -161,7 +168,8 @@ struct InputGradArgs {
     const void *hi, *inv_std, *dy_hi, *a, *b, *c;  // of the type of the arithmetic
     bool next_channel;                             // as in NormalizeArgs
     std::int64_t period;
-    bool stream, across;     // as in NormalizeArgs
+    bool stream;
+    Rows order;
     bool ignores_x = false;  // as if b were 0, whatever x is
     Activated activated{};
     const void* y = nullptr;
@@ -210,8 +218,11 @@ struct KernelTable {
 // One table for each instruction set, the only symbol that its object file exports.
 extern const KernelTable scalar_table, avx2_table, avx512_table, neon_table;
 
-// Of float32, with the same bits, where AVX-512's doubles are quicker eight at a time than four.
-extern const TypeKernels avx512_wide_table;
+// With the same bits, where AVX-512's doubles are quicker eight at a time than four.
+struct WideTable {
+    TypeKernels f32, f64;
+};
+extern const WideTable avx512_wide_table;
 
 // The kernels of each type that a processor uses.
 struct KernelSet {
