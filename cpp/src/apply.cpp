@@ -51,11 +51,12 @@ struct Coefficients {
 // How rows of lanes are written, which may follow each other without a gap; and of which it may be slow to look up for
 // each what it is multiplied by.
 Rows order_of(const Stages& stages, const Span& span, bool joined, bool slow) noexcept {
-    const bool lines = span.n * item_size(stages.box.dtype) % 64 == 0;
-    const bool whole = lines && !stages.stream && stages.ahead.writes == 0;
-    if (slow && goes_across(stages, span) && !(whole && joined && stages.looks_up_quickly)) return Rows::across;
-    return whole && (joined || stages.looks_up_quickly || stages.reading == kernels::Reading::cached) ? Rows::whole
-                                                                                                      : Rows::each;
+    constexpr int64_t line = 64, long_row = 3072;
+    const int64_t row_bytes = span.n * item_size(stages.box.dtype);
+    const bool whole = row_bytes % line == 0 && !stages.stream && stages.ahead.writes == 0;
+    const bool in_order = whole && stages.looks_up_quickly && (joined || row_bytes >= long_row);
+    if (slow && !in_order && goes_across(stages, span)) return Rows::across;
+    return in_order || (whole && (joined || stages.reading == kernels::Reading::cached)) ? Rows::whole : Rows::each;
 }
 
 }  // namespace
