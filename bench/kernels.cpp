@@ -159,7 +159,9 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
     InputGradArgs input_grad{data.dy.data(), stride,   data.x.data(), stride,         data.out.data(), stride,
                              rows,           count,    hi.data(),     inv_std.data(), dy_hi.data(),    a.data(),
                              b.data(),       c.data(), false,         count,          false,           Rows::each};
-    normalize.output_ahead = 1024;  // as plan.cpp has it
+    // As plan.cpp has it.
+    normalize.output_ahead = 1024;
+    normalize.rows_ahead = input_grad.rows_ahead = pattern == lane;
     const auto run_normalize = [&] {
         kernels.plain.normalize[pattern](normalize);
         if (normalize.stream) kernels.finish_streams();

@@ -75,6 +75,7 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
         Looked at = {};
         for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * coefficients.unit;
         auto args = Terms::args(stages, span, at, order == Rows::each && streams(stages, span), order);
+        args.rows_ahead = stages.ahead.rows;
         args.ahead = stages.ahead.writes;
         Terms::write(stages, args);
     };

@@ -19,6 +19,7 @@ struct Ahead {
     int64_t writes = 0;  // what outputs are made of, if nothing else is read
     int64_t page = 0;    // if something else is, a line of the output, so that its page is looked up
     int64_t output = 0;  // outputs of normalize that go through the caches
+    bool rows = false;   // what outputs are made of, some rows ahead, where a call of a kernel has several
 };
 
 struct Plan {

@@ -310,6 +310,18 @@ void outputs_of_a_quick_level() {
         for (const bool masked : {false, true}) CHECK(ahead(small, masked, own) > 0 && ahead(more, masked, own) > 0);
 }
 
+// Rows to come are fetched, unless a quick level has them and hardware follows them.
+void rows_to_come() {
+    const auto fetched = [](const Shape& shape, int axis, const Caches& own) {
+        const Box box = box_of(shape, {axis}, DType::f32);
+        return make_plan(box, Chunks(box), 1, false, 2, 0, own).ahead.rows;
+    };
+    const Shape small = {32, 64, 28, 28}, large_one = {32, 256, 56, 56}, lanes = {64, 512};
+    CHECK(!fetched(small, 1, zen5) && fetched(large_one, 1, zen5) && fetched(lanes, 1, zen5));
+    for (const Caches& own : {zen, xeon, silent})
+        CHECK(fetched(small, 1, own) && fetched(large_one, 1, own) && fetched(lanes, 1, own));
+}
+
 // What rows of lanes are multiplied by is looked up for each where L1 delivers it beside them.
 void looked_up_quickly() {
     for (const Caches& own : {zen, zen5, xeon, silent}) {
@@ -499,6 +511,7 @@ int main() {
     even_columns();
     outputs_ahead();
     outputs_of_a_quick_level();
+    rows_to_come();
     looked_up_quickly();
     readings();
     few_channels();

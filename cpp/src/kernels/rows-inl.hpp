@@ -449,7 +449,8 @@ void write_rows(const typename Writer::Args& args) noexcept {
     for (int64_t row = 0; row < args.rows; ++row) {
         const Writer writer(args, row, seams.ends(row));
         if (args.stream && !seams.behind(row)) prefetch_end(writer.out() + args.n);
-        const bool rows_to_come = !(args.next_channel && args.stream) && row + row_distance < args.rows;
+        const bool rows_to_come =
+            args.rows_ahead && !(args.next_channel && args.stream) && row + row_distance < args.rows;
         writer.write(0, args.n, {.rows = rows_to_come, .output = !args.stream});
         seams.close(row);
     }

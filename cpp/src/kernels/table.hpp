@@ -150,6 +150,7 @@ struct NormalizeArgs {
     std::uint8_t* mask = nullptr;
     std::int64_t mask_stride = 0;
     std::int64_t output_ahead = 0;  // how many bytes ahead y is fetched, unless it is streamed or written in turns
+    bool rows_ahead = false;        // whether rows to come are fetched
     std::int64_t ahead = 0;         // how many bytes ahead of its stores a row is fetched, unless rows to come are
     std::int64_t page_ahead = 0;    // and a line of its output, where another row is read in turns
     const void* residual_then = nullptr;  // as x_then in RowMomentsArgs
@@ -184,7 +185,8 @@ struct InputGradArgs {
     const void *d = nullptr, *v_hi = nullptr;
     void* dresidual = nullptr;  // where dy goes that the activation let through
     std::int64_t dresidual_stride = 0;
-    std::int64_t ahead = 0, page_ahead = 0;  // as in NormalizeArgs
+    bool rows_ahead = false;  // as in NormalizeArgs
+    std::int64_t ahead = 0, page_ahead = 0;
 };
 
 // The kernels of one flavour.
