@@ -154,14 +154,14 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
             kernels.plain.lane_grad_sums(
                 {dy_rows.data(), x_rows.data(), rows, count, rows, reading, mean.data(), sums, more});
     };
-    NormalizeArgs normalize{data.x.data(), stride,   data.out.data(), stride, rows,  count,     hi.data(),
-                            a.data(),      c.data(), false,           count,  false, Rows::each};
+    NormalizeArgs normalize{data.x.data(), stride,   data.out.data(), stride, rows,  count,         hi.data(),
+                            a.data(),      c.data(), false,           count,  false, RowOrder::each};
     InputGradArgs input_grad{data.dy.data(), stride,   data.x.data(), stride,         data.out.data(), stride,
                              rows,           count,    hi.data(),     inv_std.data(), dy_hi.data(),    a.data(),
-                             b.data(),       c.data(), false,         count,          false,           Rows::each};
-    // As plan.cpp has it.
+                             b.data(),       c.data(), false,         count,          false,           RowOrder::each};
+    // As plan.cpp has it, of rows on Zen 5.
     normalize.output_ahead = 1024;
-    normalize.rows_ahead = input_grad.rows_ahead = pattern == lane;
+    normalize.fetches_rows = input_grad.fetches_rows = pattern == lane;
     const auto run_normalize = [&] {
         kernels.plain.normalize[pattern](normalize);
         if (normalize.stream) kernels.finish_streams();
@@ -182,13 +182,13 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
         reading = Reading::cached;
         results.push_back({"moments, cached", seconds(run_moments, quick), 1, 0});
         results.push_back({"grad_sums, cached", seconds(run_grad_sums, quick), 2, 0});
-        normalize.order = input_grad.order = Rows::whole;
+        normalize.order = input_grad.order = RowOrder::whole;
         results.push_back({"normalize, whole rows", seconds(run_normalize, quick), 1, 1});
         results.push_back({"input_grad, whole rows", seconds(run_input_grad, quick), 2, 1});
-        normalize.order = input_grad.order = Rows::across;
+        normalize.order = input_grad.order = RowOrder::across;
         results.push_back({"normalize, across", seconds(run_normalize, quick), 1, 1});
         results.push_back({"input_grad, across", seconds(run_input_grad, quick), 2, 1});
-        normalize.order = input_grad.order = Rows::each;
+        normalize.order = input_grad.order = RowOrder::each;
     }
     normalize.stream = input_grad.stream = true;
     results.push_back({"normalize, streaming", seconds(run_normalize, quick), 1, 1});

@@ -126,7 +126,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
             Looked at = {};
             for (int i = 0; i < Apply::coefficients(box); ++i)
                 at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + (first + b) * unit;
-            auto args = Apply::args(stages, span, at, streams(stages, span), kernels::Rows::each);
+            auto args = Apply::args(stages, span, at, streams(stages, span), kernels::RowOrder::each);
             args.page_ahead = stages.ahead.page;
             // What was not read just before.
             if constexpr (Apply::access[role_residual] == Access::read) {

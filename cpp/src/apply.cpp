@@ -5,7 +5,7 @@
 namespace batchnorm {
 namespace {
 
-using kernels::Rows;
+using kernels::RowOrder;
 
 // What kernels may look up, for L1 to hold it beside the rows that it is for.
 constexpr int64_t looked_up_in_l1 = 24 << 10;
@@ -48,20 +48,21 @@ struct Coefficients {
     }
 };
 
-// How rows of lanes are written, which may follow each other without a gap; and of which it may be slow to look up for
-// each what it is multiplied by.
-Rows order_of(const Stages& stages, const Span& span, bool joined, bool slow) noexcept {
-    constexpr int64_t line = 64, long_row = 3072;
+// How rows of lanes are written. Joined ones are all that follow each other without a gap; slow is it to look up for
+// each what it is multiplied by. Of large tensors, what comes from memory is fetched ahead, which rows written whole
+// are not.
+RowOrder order_of(const Stages& stages, const Span& span, bool joined, bool slow) noexcept {
+    constexpr int64_t line = 64, long_piece = 3072;
     const int64_t row_bytes = span.n * item_size(stages.box.dtype);
     const bool whole = row_bytes % line == 0 && !stages.stream && stages.ahead.writes == 0;
-    const bool in_order = whole && stages.looks_up_quickly && (joined || row_bytes >= long_row);
-    if (slow && !in_order && goes_across(stages, span)) return Rows::across;
-    return in_order || (whole && (joined || stages.reading == kernels::Reading::cached)) ? Rows::whole : Rows::each;
+    if (whole && stages.looks_up_quickly && (joined || row_bytes >= long_piece)) return RowOrder::whole;
+    if (slow && goes_across(stages, span)) return RowOrder::across;
+    return whole && (joined || stages.looks_up_quickly) ? RowOrder::whole : RowOrder::each;
 }
 
 }  // namespace
 
-// Rows of all channels that follow each other without a gap become one row, unless they are written whole.
+// Rows of all channels that follow each other without a gap become one row, if they are written one by one.
 template <class Terms>
 void apply(const Stages& stages, const Region& region, int worker) noexcept {
     const Box& box = stages.box;
@@ -71,11 +72,10 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
     const Tiles& tiles = memory.tiles;
     const Uses uses(box, Terms::access);
 
-    const auto write = [&](const Span& span, int64_t first, Rows order = Rows::each) {
+    const auto write = [&](const Span& span, int64_t first, RowOrder order = RowOrder::each) {
         Looked at = {};
         for (int i = 0; i < coefficients.count; ++i) at[i] = coefficients.at[i] + first * coefficients.unit;
-        auto args = Terms::args(stages, span, at, order == Rows::each && streams(stages, span), order);
-        args.rows_ahead = stages.ahead.rows;
+        auto args = Terms::args(stages, span, at, order == RowOrder::each && streams(stages, span), order);
         args.ahead = stages.ahead.writes;
         Terms::write(stages, args);
     };
@@ -83,8 +83,8 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
         const Region lanes{g, {channels.begin * box.plane, channels.end * box.plane}, outers, inners};
         for_each_span(box, lanes, uses, tiles, [&](Span span) {
             const bool joined = span.n == box.lanes() && gapless(box, span, uses);
-            const Rows order = order_of(stages, span, joined, coefficients.slow(span.n));
-            if (order == Rows::each && joined) {
+            const RowOrder order = order_of(stages, span, joined, coefficients.slow(span.n));
+            if (order == RowOrder::each && joined) {
                 span.n *= span.rows;
                 span.rows = 1;
             }

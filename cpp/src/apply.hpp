@@ -18,7 +18,7 @@ struct NormalizeFrom {
     static int coefficients(const Box&) noexcept { return 3; }
 
     static kernels::NormalizeArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream,
-                                       kernels::Rows order) noexcept {
+                                       kernels::RowOrder order) noexcept {
         return {span.data[from],
                 span.stride[from],
                 span.data[role_out],
@@ -38,7 +38,8 @@ struct NormalizeFrom {
                 span.stride[role_residual],
                 span.mask,
                 span.mask_stride,
-                stages.ahead.output};
+                stages.ahead.output,
+                stages.ahead.rows};
     }
     static void read_then(kernels::NormalizeArgs& args, const Span& rows) noexcept {
         args.residual_then = rows.data[role_residual];
@@ -68,7 +69,7 @@ struct InputGradOf {
     static int coefficients(const Box& box) noexcept { return box.operand[role_v].data ? 8 : 6; }
 
     static kernels::InputGradArgs args(const Stages& stages, const Span& span, const Looked& at, bool stream,
-                                       kernels::Rows order) noexcept {
+                                       kernels::RowOrder order) noexcept {
         constexpr Role x = reads_x ? role_x : role_dy;
         return {span.data[role_dy],
                 span.stride[role_dy],
@@ -102,7 +103,8 @@ struct InputGradOf {
                 at[6],
                 at[7],
                 span.data[role_residual],
-                span.stride[role_residual]};
+                span.stride[role_residual],
+                stages.ahead.rows};
     }
     static void move(kernels::InputGradArgs& args, const RowSteps& steps) noexcept {
         RowSteps::move(args.dy, steps.of[role_dy]);

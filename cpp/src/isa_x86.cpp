@@ -43,7 +43,8 @@ bool is_of(const Vendor& vendor) noexcept {
     return own.b == vendor.b && own.d == vendor.d && own.c == vendor.c;
 }
 
-// Of Intel's processors these are wide for float32 alone: for float64 it was not measured.
+// On Intel's processors these are used for float32 alone; float64's sums gain by them (docs/experiments.md), whole
+// calls were not measured.
 bool has_intel_avx512() noexcept { return has_avx512() && is_of(intel); }
 
 // Units of 512 bits have AMD's processors from Zen 5 (family 26) on, but of Zen 5 not those for notebooks, Strix Point

@@ -213,7 +213,8 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const bool comes_by_itself = third_is_quick(own) && plan.traversal == Traversal::two_passes &&
                                  (box.mask || plan.reading != kernels::Reading::cached);
     plan.ahead.output = (shared_rows && narrow) || comes_by_itself ? 0 : output_ahead;
-    // A quick third level delivers rows as they are asked for, if hardware follows them.
+    // From a quick third level rows come as they are asked for, if hardware follows them; not so from memory, nor short
+    // ones of lanes.
     plan.ahead.rows = large || box.pattern == Pattern::lane || !third_is_quick(own);
     return plan;
 }

@@ -549,4 +549,4 @@ def test_kernels_alone(tmp_path_factory):
     build = cpp_build.dev(tmp_path_factory)
     lines = cpp_build.run(build / "bench" / "bench_kernels", "--quick").splitlines()
     # Sizes, types; kernels by row and by lane.
-    assert [line.split()[0] for line in lines[2:]] == [isa for isa in cpp_build.isas() for _ in range(4 * 4 * (6 + 11))]
+    assert [line.split()[0] for line in lines[2:]] == [isa for isa in cpp_build.isas() for _ in range(4 * 4 * (6 + 13))]

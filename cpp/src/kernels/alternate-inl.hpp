@@ -15,14 +15,15 @@ namespace {
 template <class T, Flavour>
 using MomentsOf = RowMoments<T>;
 
-// What is streamed beside moments, which read one operand, is so in turns of half as much, but not of 16 bits, nor in
-// the full flavours; in these, where float64 is computed in lines, what is so of it beside moments or a mask
+// What is streamed beside moments, which read one operand, is so in turns of half as much, but not of 16 bits. In the
+// full flavours that pays off for float64 alone, where its vectors are lines; there through a mask as well
 // (docs/experiments.md).
 template <class T, class Reader, Flavour flavour>
 constexpr int64_t streamed_turn() {
     constexpr bool moments = __is_same(Reader, RowMoments<T>), masked = flavour == Flavour::masked;
     constexpr bool doubles_in_lines = __is_same(T, double) && Vec<double>::width == line_of<double>;
-    const bool half = is_full(flavour) ? doubles_in_lines && (moments || masked) : moments && !is_half<T>;
+    constexpr bool half = is_full(flavour) ? doubles_in_lines && (moments || masked)
+                                           : flavour == Flavour::streaming && moments && !is_half<T>;
     return half ? turn_of<T> / 2 : turn_of<T>;
 }
 static_assert(turn_of<double> / 2 % batchnorm::kernels::row_alignment == 0);

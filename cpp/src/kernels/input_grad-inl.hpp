@@ -15,6 +15,7 @@ class InputGradient {
   public:
     using Args = InputGradArgs;
     static constexpr Flavour flavour = of;
+    static constexpr int in_step = RowWriter<T, flavour>::in_step;
 
     InputGradient(const InputGradArgs& args, int64_t row, const Ends<T>& ends)
         : args_(args),

@@ -12,6 +12,7 @@ class Normalizer {
   public:
     using Args = NormalizeArgs;
     static constexpr Flavour flavour = of;
+    static constexpr int in_step = RowWriter<T, flavour>::in_step;
 
     Normalizer(const NormalizeArgs& args, int64_t row, const Ends<T>& ends)
         : args_(args),
@@ -65,12 +66,11 @@ class Normalizer {
     // This row, in Pattern::lane.
     [[gnu::always_inline]] void write_whole() const {
         Place place(args_, row_, 0, 0);
-        int64_t i = 0;
-        for (const int64_t fetching = fetches_until(); i < fetching; i += Row::in_step) {
-            prefetch_to_write(reinterpret_cast<const char*>(place.y.row + i) + args_.output_ahead);
+        const int64_t ahead = fetches_whole() ? args_.output_ahead : 0;
+        for (int64_t i = 0; i < args_.n; i += Row::in_step) {
+            if (ahead) prefetch_to_write(reinterpret_cast<const char*>(place.y.row + i) + ahead);
             write_vectors(place, look_up(i), i, i);
         }
-        for (; i < args_.n; i += Row::in_step) write_vectors(place, look_up(i), i, i);
     }
 
   private:
@@ -117,12 +117,11 @@ class Normalizer {
         int64_t distance_, turn_ = 0, behind_ = 0;
     };
 
-    // Of a row that is written whole, as many elements as have an output of this call output_ahead of theirs.
-    int64_t fetches_until() const {
-        const int64_t unit = static_cast<int64_t>(sizeof(T)), row_bytes = args_.n * unit, ahead = args_.output_ahead;
-        if (Row::width < line_of<T> || ahead == 0) return 0;
-        if (args_.y_stride == row_bytes && (args_.rows - 1 - row_) * row_bytes >= ahead) return args_.n;
-        return row_bytes > ahead ? args_.n - ahead / unit : 0;
+    // Whether what lies output_ahead of a row that is written whole are rows that follow it without a gap.
+    bool fetches_whole() const {
+        const int64_t row_bytes = args_.n * static_cast<int64_t>(sizeof(T));
+        return Row::width == line_of<T> && args_.y_stride == row_bytes &&
+               (args_.rows - 1 - row_) * row_bytes >= args_.output_ahead;
     }
 
     // What is looked up for one vector, or for two.

@@ -8,7 +8,7 @@ namespace {
 
 using batchnorm::kernels::Pattern;
 using batchnorm::kernels::Reading;
-using batchnorm::kernels::Rows;
+using batchnorm::kernels::RowOrder;
 using std::int64_t;
 
 // The type that elements of type T are computed in.
@@ -450,13 +450,13 @@ void write_rows(const typename Writer::Args& args) noexcept {
         const Writer writer(args, row, seams.ends(row));
         if (args.stream && !seams.behind(row)) prefetch_end(writer.out() + args.n);
         const bool rows_to_come =
-            args.rows_ahead && !(args.next_channel && args.stream) && row + row_distance < args.rows;
+            args.fetches_rows && !(args.next_channel && args.stream) && row + row_distance < args.rows;
         writer.write(0, args.n, {.rows = rows_to_come, .output = !args.stream});
         seams.close(row);
     }
 }
 
-// or some at a time from this one on, vector by vector.
+// or some at a time from this one on, vector by vector,
 template <class Writer>
 void write_across(const typename Writer::Args& args) noexcept {
     constexpr int64_t rows = 4;
@@ -464,18 +464,19 @@ void write_across(const typename Writer::Args& args) noexcept {
         Writer(args, row, {}).write_across(row + rows < args.rows ? rows : args.rows - row);
 }
 
-// or all of them, whole lines alone,
+// or all of them in nothing but two loops.
 template <class Writer>
 [[gnu::noinline]] void write_whole(const typename Writer::Args& given) noexcept {
     const auto args = given;  // which is not in memory that the rows may overwrite
+    if (args.n == Writer::in_step) return Writer(args, 0, {}).write_across(args.rows);
     for (int64_t row = 0; row < args.rows; ++row) Writer(args, row, {}).write_whole();
 }
 
 template <class Writer, Pattern pattern>
 void write_cached(const typename Writer::Args& args) noexcept {
     if constexpr (pattern == Pattern::lane) {
-        if (args.order == Rows::whole) return write_whole<Writer>(args);
-        if (args.order == Rows::across) return write_across<Writer>(args);
+        if (args.order == RowOrder::whole) return write_whole<Writer>(args);
+        if (args.order == RowOrder::across) return write_across<Writer>(args);
     }
     write_rows<Writer>(args);
 }

@@ -120,11 +120,11 @@ struct LaneWeightedMomentsArgs {
     double *sum_w, *sum, *sum_sq;
 };
 
-// How the writers go through rows of lanes.
-enum class Rows : std::uint8_t {
-    each,   // one by one, which may be several that were joined
-    whole,  // of whole lines, which are not streamed, with as little as possible around the arithmetic; n is the period
-    across,  // of what caches hold, some at a time, so that less is looked up; n is the period
+// How the writers go through rows of lanes; all but `each` take rows that were not joined and are not streamed.
+enum class RowOrder : std::uint8_t {
+    each,    // one by one
+    whole,   // so, of a multiple of 64 bytes, and with as little as possible around the arithmetic
+    across,  // of what caches hold, some at a time, so that less is looked up
 };
 
 // The writers may take rows that follow each other as one: then n is a multiple of the number of channels, `period`,
@@ -141,8 +141,8 @@ struct NormalizeArgs {
     const void *hi, *scale, *shift;  // of the type of the arithmetic
     bool next_channel;               // Pattern::row: each row's are those after the row's before; or they are the same
     std::int64_t period;
-    bool stream;  // write past the caches, which y would only sweep
-    Rows order;   // Pattern::lane
+    bool stream;     // write past the caches, which y would only sweep
+    RowOrder order;  // Pattern::lane
     bool activates = false;
     double slope = 0;  // of what is not above 0
     const void* residual = nullptr;
@@ -150,7 +150,7 @@ struct NormalizeArgs {
     std::uint8_t* mask = nullptr;
     std::int64_t mask_stride = 0;
     std::int64_t output_ahead = 0;  // how many bytes ahead y is fetched, unless it is streamed or written in turns
-    bool rows_ahead = false;        // whether rows to come are fetched
+    bool fetches_rows = false;      // some rows ahead
     std::int64_t ahead = 0;         // how many bytes ahead of its stores a row is fetched, unless rows to come are
     std::int64_t page_ahead = 0;    // and a line of its output, where another row is read in turns
     const void* residual_then = nullptr;  // as x_then in RowMomentsArgs
@@ -170,7 +170,7 @@ struct InputGradArgs {
     bool next_channel;                             // as in NormalizeArgs
     std::int64_t period;
     bool stream;
-    Rows order;
+    RowOrder order;
     bool ignores_x = false;  // as if b were 0, whatever x is
     Activated activated{};
     const void* y = nullptr;
@@ -185,7 +185,7 @@ struct InputGradArgs {
     const void *d = nullptr, *v_hi = nullptr;
     void* dresidual = nullptr;  // where dy goes that the activation let through
     std::int64_t dresidual_stride = 0;
-    bool rows_ahead = false;  // as in NormalizeArgs
+    bool fetches_rows = false;  // as in NormalizeArgs
     std::int64_t ahead = 0, page_ahead = 0;
 };
 
