@@ -468,6 +468,7 @@ void write_across(const typename Writer::Args& args) noexcept {
 template <class Writer>
 [[gnu::noinline]] void write_whole(const typename Writer::Args& given) noexcept {
     const auto args = given;  // which is not in memory that the rows may overwrite
+    // What is looked up for one step serves all rows of no more.
     if (args.n == Writer::in_step) return Writer(args, 0, {}).write_across(args.rows);
     for (int64_t row = 0; row < args.rows; ++row) Writer(args, row, {}).write_whole();
 }
