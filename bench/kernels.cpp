@@ -132,7 +132,7 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
     const PerChannel<Arithmetic<T>> hi(0.25), inv_std(1), dy_hi(0), a(1), b(0.25), c(0);
     const PerChannel<MeanOf<T>> mean(0.125);
     alignas(64) double sums[channels] = {}, more[channels] = {};
-    static_assert(channels >= row_accumulators);
+    static_assert(channels >= 2 * row_accumulators);
 
     std::vector<const void*> x_rows, dy_rows;
     for (std::int64_t row = 0; row < rows; ++row) {
@@ -142,14 +142,14 @@ std::vector<Result> time_kernels(const TypeKernels& kernels, Pattern pattern, co
     auto reading = Reading::fetched;
     const auto run_moments = [&] {
         if (pattern == row)
-            kernels.row_moments({data.x.data(), stride, rows, count, hi.data(), sums, more, 0});
+            kernels.row_moments({data.x.data(), stride, rows, count, {hi.data(), 0}, {sums, false}});
         else
             kernels.lane_moments({x_rows.data(), rows, count, rows, reading, hi.data(), sums, more});
     };
     const auto run_grad_sums = [&] {
         if (pattern == row)
             kernels.plain.row_grad_sums(
-                {data.dy.data(), stride, data.x.data(), stride, rows, count, mean.data(), sums, more, 0});
+                {data.dy.data(), stride, data.x.data(), stride, rows, count, {mean.data(), 0}, {sums, false}});
         else
             kernels.plain.lane_grad_sums(
                 {dy_rows.data(), x_rows.data(), rows, count, rows, reading, mean.data(), sums, more});

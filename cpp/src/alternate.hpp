@@ -115,9 +115,9 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
     for (int64_t k = 0; k < stages.chunks.count(); ++k) {
         const Range outers = stages.chunks.outer_range(k);
         const Reduce terms(stages, read.group, k);
-        BlockSums<Reduce> sums(terms, read.channels);
-        const auto read_args = [&](int64_t b, int64_t some) {
-            auto args = terms.row_args(from.span(b, some), sums[b]);
+        BlockSums<Reduce> sums(terms, read.group, k, read.channels);
+        const auto read_args = [&](int64_t b, int64_t some, int64_t o) {
+            auto args = sums.args(from.span(b, some), b, o == outers.begin, o + 1 == outers.end);
             if (args.ahead) Reduce::read_then(args, from.then(b + some));
             return args;
         };
@@ -138,7 +138,7 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
         // As many rows of either as there are, then what is left of one of them.
         struct Call {
             bool reads = false, writes = false;
-            decltype(read_args(0, 0)) read{};
+            decltype(read_args(0, 0, 0)) read{};
             decltype(write_args(0, 0)) write{};
         };
         const auto run = [&](const Call& call) {
@@ -157,6 +157,8 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 // To put them together anew takes longer than a short row.
                 for (int i = 0; i < count; ++i) {
                     Reduce::move(calls[i].read, from_steps);
+                    calls[i].read.to.begins = false;
+                    calls[i].read.to.ends = o + 1 == outers.end;
                     Apply::move(calls[i].write, to_steps);
                     run(calls[i]);
                 }
@@ -170,13 +172,13 @@ void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written
                 Call& call = calls[steady ? count++ : 0];
                 call.reads = readable > 0;
                 call.writes = writable > 0;
-                if (call.reads) call.read = read_args(b, some);
+                if (call.reads) call.read = read_args(b, some, o);
                 if (call.writes) call.write = write_args(b, some);
                 run(call);
             }
         }
         // Once more, alone. What is direct needs no worker's memory.
-        sums.finish(read.group, k, [&](int64_t c) { reduce<Reduce>(stages, read.group, k, {c, c + 1}, 0); });
+        sums.finish([&](int64_t c) { reduce<Reduce>(stages, read.group, k, {c, c + 1}, 0); });
     }
     if (!written.none() && stages.stream) stages.kernels.finish_streams();
 }

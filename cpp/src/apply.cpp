@@ -92,7 +92,7 @@ void apply(const Stages& stages, const Region& region, int worker) noexcept {
         });
     } else if (box.direct() && box.channels_follow()) {
         for_each_direct_span(box, region, uses,
-                             [&](const Span& span, int64_t c) { write(span, c - region.channels.begin); });
+                             [&](const Span& span, int64_t, int64_t c) { write(span, c - region.channels.begin); });
     } else {
         for (int64_t c = channels.begin; c < channels.end; ++c)
             for_each_span(box, {g, {c, c + 1}, outers, inners}, uses, tiles,

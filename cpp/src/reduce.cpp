@@ -31,7 +31,7 @@ template <class T, class CountOf>
 void finish_moments(const void* pivots, int64_t step, int64_t channels, const CountOf& n_of, double* sums_to_means,
                     double* sums_sq_to_m2) noexcept {
     for (int64_t c = 0; c < channels; ++c) {
-        const T pivot = load<T>(static_cast<const char*>(pivots) + c * step * static_cast<int64_t>(sizeof(T)));
+        const T pivot = load<T>(static_cast<const char*>(pivots) + c * step);
         const double shift = sums_to_means[c] / n_of(c);
         const double m2 = sums_sq_to_m2[c] - sums_to_means[c] * shift;
         sums_to_means[c] = static_cast<double>(pivot) + shift;
@@ -110,13 +110,19 @@ constexpr int rounds = 2;
 template <class Terms>
 void reduce_channel(const Terms& terms, const Region& chunk, int64_t k, int64_t c, const Tiles& tiles) noexcept {
     const Box& box = terms.stages.box;
-    RowSums<Terms::sums> sums;
-    terms.around(c, sums.around);
-    for (int round = 0; round < rounds; ++round) {
-        sums.clear();
+    const int64_t all = chunk.outers.size() * chunk.inners.size();
+    BlockSums<Terms> sums(terms, chunk.group, k, {c, c + 1});
+    bool again = true;
+    for (int round = 0; round < rounds && again; ++round) {
+        int64_t left = all;
         for_each_span(box, {chunk.group, {c, c + 1}, chunk.outers, chunk.inners}, Uses(box, Terms::access), tiles,
-                      [&](const Span& span) { terms.add(terms.row_args(span, sums)); });
-        if (!finish_row(terms, sums, chunk.group, k, c)) break;
+                      [&](const Span& span) {
+                          const bool begin = left == all;
+                          left -= span.rows * span.n;
+                          terms.add(sums.args(span, 0, begin, left == 0));
+                      });
+        again = false;
+        sums.finish([&](int64_t) { again = true; });
     }
 }
 
@@ -124,11 +130,12 @@ void reduce_channel(const Terms& terms, const Region& chunk, int64_t k, int64_t 
 template <class Terms>
 void reduce_block(const Terms& terms, const Region& chunk, int64_t k, const Tiles& tiles) noexcept {
     const Box& box = terms.stages.box;
-    BlockSums<Terms> sums(terms, chunk.channels);
-    for_each_direct_span(box, chunk, Uses(box, Terms::access), [&](const Span& span, int64_t c) {
-        terms.add(terms.row_args(span, sums[c - chunk.channels.begin]));
+    const auto [g, channels, outers, inners] = chunk;
+    BlockSums<Terms> sums(terms, g, k, channels);
+    for_each_direct_span(box, chunk, Uses(box, Terms::access), [&](const Span& span, int64_t o, int64_t c) {
+        terms.add(sums.args(span, c - channels.begin, o == outers.begin, o + 1 == outers.end));
     });
-    sums.finish(chunk.group, k, [&](int64_t c) { reduce_channel(terms, chunk, k, c, tiles); });
+    sums.finish([&](int64_t c) { reduce_channel(terms, chunk, k, c, tiles); });
 }
 
 // Where channels have few rows each, a call of the kernel for each of them costs more than to look their sums up anew
@@ -176,7 +183,7 @@ void reduce_lanes(const Terms& terms, const Region& chunk, int64_t k, const Work
                            terms.add(batch, around, to);
                        });
         for (int i = 0; i < Terms::sums && shared; ++i) gather(sums[i], channels.size(), plane, fold, slots[i]);
-        terms.finish(around, plane, channels, slots);
+        terms.finish(around, plane * item_size(arithmetic(box.dtype)), channels, slots);
         if (!terms.recentre(worker.values, channels, plane, fold, slots)) break;
     }
 }
@@ -260,7 +267,13 @@ double MomentSums::pivot(int64_t c) const noexcept {
     return sums_in_float_rows ? pivots.among(c) : pivots.value(pivots.of(c));
 }
 
-void MomentSums::around(int64_t c, void* to) const noexcept { expand_pivots(*this, {c, c + 1}, 1, 1, to); }
+kernels::Around MomentSums::around_rows(Range channels, void* memory) const noexcept {
+    const Box& box = stages.box;
+    const Level& level = box.level[channel];
+    if (is_half(box.dtype) || level.rank > 1)
+        return {expand_pivots(*this, channels, 1, 1, memory), item_size(arithmetic(box.dtype))};
+    return {pivots.of(channels.begin), level.rank == 0 ? 0 : box.operand[role_x].stride[channel][0]};
+}
 
 const void* MomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
     const Box& box = stages.box;
@@ -269,7 +282,9 @@ const void* MomentSums::around_lanes(Range channels, int64_t fold, void* memory)
     return expand_pivots(*this, channels, box.plane, fold, memory);
 }
 
-void WeightedMomentSums::around(int64_t c, void* to) const noexcept { expand_pivots(*this, {c, c + 1}, 1, 1, to); }
+kernels::Around WeightedMomentSums::around_rows(Range channels, void* memory) const noexcept {
+    return {expand_pivots(*this, channels, 1, 1, memory), item_size(arithmetic(stages.box.dtype))};
+}
 
 const void* WeightedMomentSums::around_lanes(Range channels, int64_t fold, void* memory) const noexcept {
     return expand_pivots(*this, channels, stages.box.plane, fold, memory);
@@ -311,8 +326,9 @@ bool WeightedMomentSums::recentre(void* around, Range channels, int64_t plane, i
 }
 
 template <Role u, Role z>
-void ProductSums<u, z>::around(int64_t c, void* to) const noexcept {
-    expanded({c, c + 1}, 1, 1, to);
+kernels::Around ProductSums<u, z>::around_rows(Range channels, void* memory) const noexcept {
+    if (is_half(stages.box.dtype)) return {expanded(channels, 1, 1, memory), mean_size()};
+    return {means + channels.begin, mean_size()};
 }
 
 template <Role u, Role z>

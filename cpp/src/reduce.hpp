@@ -1,44 +1,9 @@
 // The reductions: what they read, which kernel adds it up, around what, and what becomes of the sums.
 #pragma once
 
-#include <cstring>
-
 #include "stages.hpp"
 
 namespace batchnorm {
-
-// The accumulators of one channel in Pattern::row, and what differences are taken from, in the kernel's type for it.
-// No larger than need be: those of a block that alternates fill half of L1 as it is. Kernels that take a row of several
-// channels find those of the next one behind these.
-template <int count>
-struct RowSums {
-    alignas(64) double sums[count][kernels::row_accumulators];
-    alignas(double) char around[sizeof(double)];
-
-    void clear() noexcept {
-        for (double (&sum)[kernels::row_accumulators] : sums)
-            for (double& accumulator : sum) accumulator = 0;
-    }
-
-    // The sum of one of the sets, which it uses up.
-    double total(int which) noexcept {
-        add_halves<kernels::row_accumulators / 2>(sums[which]);
-        return sums[which][0];
-    }
-
-  private:
-    template <int half>
-    static void add_halves(double* sum) noexcept {
-        for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-        if constexpr (half > 1) add_halves<half / 2>(sum);
-    }
-};
-
-// From a row's sums to the next row's.
-template <int count>
-int64_t next_channel(const Span& span, const RowSums<count>&) noexcept {
-    return span.next_channel ? static_cast<int64_t>(sizeof(RowSums<count>)) : 0;
-}
 
 // Where the sums of some channels are, or those of their lanes.
 using Sums = double* [sum_count];
@@ -77,13 +42,13 @@ struct MomentSums {
         : stages(stages_), pivots(stages_, g, k), n(static_cast<double>(stages_.chunks.values(k))) {}
 
     double pivot(int64_t c) const noexcept;
-    // What differences of channel c are taken from, to memory.
-    void around(int64_t c, void* to) const noexcept;
-    // The same of each lane of some channels, `fold` times over: in memory, unless they lie so in x.
+    // What differences are taken from in the rows of some channels: in memory, unless they lie so in x.
+    kernels::Around around_rows(Range channels, void* memory) const noexcept;
+    // The same of each of their lanes, `fold` times over.
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    kernels::RowMomentsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
-        return {span.data[role_x], span.stride[role_x],    span.rows,         span.n, to.around, to.sums[0],
-                to.sums[1],        next_channel(span, to), stages.ahead.reads};
+    kernels::RowMomentsArgs row_args(const Span& span, const kernels::Around& around,
+                                     const kernels::RowSumsTo<sums>& to) const noexcept {
+        return {span.data[role_x], span.stride[role_x], span.rows, span.n, around, to, stages.ahead.reads};
     }
     static void read_then(kernels::RowMomentsArgs& args, const Span& rows) noexcept { args.x_then = rows.data[role_x]; }
     static void move(kernels::RowMomentsArgs& args, const RowSteps& steps) noexcept {
@@ -95,7 +60,7 @@ struct MomentSums {
         stages.kernels.lane_moments(
             {batch.at[role_x], batch.rows, batch.n, batch.listed, stages.reading, from, to[0], to[1]});
     }
-    // `around` has an element for each of the `channels`, `step` elements apart.
+    // `around` has an element for each of the `channels`, `step` bytes apart.
     void finish(const void* around, int64_t step, Range channels, const Sums& sums) const noexcept;
     // Whether channels must be added up once more: `around`, with an element for each of their lanes, then has their
     // means.
@@ -115,9 +80,10 @@ struct WeightedMomentSums {
     WeightedMomentSums(const Stages& stages_, int64_t g, int64_t k) noexcept : stages(stages_), pivots(stages_, g, k) {}
 
     double pivot(int64_t c) const noexcept { return pivots.value(pivots.of_some_weight(c)); }
-    void around(int64_t c, void* to) const noexcept;
+    kernels::Around around_rows(Range channels, void* memory) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    kernels::RowWeightedMomentsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
+    kernels::RowWeightedMomentsArgs row_args(const Span& span, const kernels::Around& around,
+                                             const kernels::RowSumsTo<sums>& to) const noexcept {
         return {span.data[role_x],
                 span.stride[role_x],
                 span.data[role_weights],
@@ -125,10 +91,8 @@ struct WeightedMomentSums {
                 stages.box.operand[role_weights].uniform,
                 span.rows,
                 span.n,
-                to.around,
-                to.sums[2],
-                to.sums[0],
-                to.sums[1]};
+                around.first,
+                to};
     }
     void add(const kernels::RowWeightedMomentsArgs& args) const noexcept { stages.kernels.row_weighted_moments(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {
@@ -160,19 +124,18 @@ struct ProductSums {
         : stages(stages_),
           means((z == role_v ? stages_.memory.v_mean : stages_.memory.mean) + g * stages_.box.channels()) {}
 
-    void around(int64_t c, void* to) const noexcept;
+    kernels::Around around_rows(Range channels, void* memory) const noexcept;
     const void* around_lanes(Range channels, int64_t fold, void* memory) const noexcept;
-    kernels::RowGradSumsArgs row_args(const Span& span, RowSums<sums>& to) const noexcept {
+    kernels::RowGradSumsArgs row_args(const Span& span, const kernels::Around& around,
+                                      const kernels::RowSumsTo<sums>& to) const noexcept {
         return {span.data[u],
                 span.stride[u],
                 span.data[z],
                 span.stride[z],
                 span.rows,
                 span.n,
-                to.around,
-                to.sums[0],
-                to.sums[1],
-                next_channel(span, to),
+                around,
+                to,
                 stages.ahead.reads,
                 nullptr,
                 nullptr,
@@ -216,40 +179,47 @@ using MixedSums = ProductSums<role_dy, role_v>;
 template <class Terms>
 void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept;
 
-// From a channel's accumulators to its slots of chunk k. Whether they must be added up once more, around its mean.
-template <class Terms>
-bool finish_row(const Terms& terms, RowSums<Terms::sums>& sums, int64_t g, int64_t k, int64_t c) noexcept {
-    Sums to = {};
-    for (int i = 0; i < Terms::sums; ++i) {
-        to[i] = terms.stages.memory.slot(i, g, k) + c;
-        *to[i] = sums.total(i);
-    }
-    terms.finish(sums.around, 1, {c, c + 1}, to);
-    return terms.recentre(sums.around, {c, c + 1}, 1, 1, to);
-}
-
-// The accumulators of channels that follow each other, of which kernels take a row each.
+// The sums of channels that follow each other in chunk k, of which kernels take a row each. No larger than need be:
+// those of a block that alternates fill half of L1 as it is.
 template <class Terms>
 class BlockSums {
   public:
-    BlockSums(const Terms& terms, Range channels) noexcept : terms_(terms), channels_(channels) {
-        std::memset(sums_, 0, static_cast<std::size_t>(channels.size()) * sizeof *sums_);
-        for (int64_t i = 0; i < channels.size(); ++i) terms.around(channels.begin + i, sums_[i].around);
+    BlockSums(const Terms& terms, int64_t g, int64_t k, Range channels) noexcept
+        : terms_(terms), channels_(channels), around_(terms.around_rows(channels, memory_)) {
+        for (int i = 0; i < Terms::sums; ++i) slots_[i] = terms.stages.memory.slot(i, g, k) + channels.begin;
     }
 
-    RowSums<Terms::sums>& operator[](int64_t i) noexcept { return sums_[i]; }
+    // To add up rows from the i-th channel on, whether or not they begin and end those of the chunk.
+    auto args(const Span& span, int64_t i, bool begin, bool end) noexcept {
+        kernels::RowSumsTo<Terms::sums> to{accumulators_[i][0], span.next_channel, begin, end};
+        for (int which = 0; which < Terms::sums; ++which) to.totals[which] = slots_[which] + i;
+        return terms_.row_args(span, {around_of(i), around_.next}, to);
+    }
 
-    // again(c) for those that must be added up once more.
+    // When all are added up; again(c) for channels that must be so once more, around another number.
     template <class Again>
-    void finish(int64_t g, int64_t k, const Again& again) noexcept {
-        for (int64_t c = channels_.begin; c < channels_.end; ++c)
-            if (finish_row(terms_, sums_[c - channels_.begin], g, k, c)) again(c);
+    void finish(const Again& again) noexcept {
+        terms_.finish(around_.first, around_.next, channels_, slots_);
+        if (around_.first != memory_) return;  // of float64 and float32
+        for (int64_t i = 0; i < channels_.size(); ++i) {
+            const int64_t c = channels_.begin + i;
+            Sums own = {};
+            for (int which = 0; which < Terms::sums; ++which) own[which] = slots_[which] + i;
+            if (terms_.recentre(memory_ + i * around_.next, {c, c + 1}, 1, 1, own)) again(c);
+        }
     }
 
   private:
+    const char* around_of(int64_t i) const noexcept {
+        return static_cast<const char*>(around_.first) + i * around_.next;
+    }
+
     const Terms& terms_;
     const Range channels_;
-    RowSums<Terms::sums> sums_[most_row_block];
+    alignas(double) char memory_[most_row_block * sizeof(double)];
+    const kernels::Around around_;
+    Sums slots_ = {};
+    alignas(64) double accumulators_[most_row_block][Terms::sums][kernels::row_accumulators];
 };
 
 }  // namespace batchnorm

@@ -104,8 +104,8 @@ class DirectRows {
     char *base_[roles], *row_[roles];
 };
 
-// Calls body(span, channel) for spans of rows of channels that follow each other, the first of them `channel`, one
-// outer index of the region after the other, where the box is direct.
+// Calls body(span, outer, channel) for spans of rows of channels that follow each other, the first of them `channel`,
+// one outer index of the region after the other, where the box is direct.
 template <class Body>
 void for_each_direct_span(const Box& box, const Region& region, const Uses& uses, const Body& body) noexcept {
     const auto [g, channels, outers, inners] = region;
@@ -114,7 +114,7 @@ void for_each_direct_span(const Box& box, const Region& region, const Uses& uses
         rows.go_to(o, inners);
         for (int64_t c = channels.begin, some; c < channels.end; c += some) {
             some = rows.evenly({c, channels.end});
-            body(rows.span(c, some), c);
+            body(rows.span(c, some), o, c);
         }
     }
 }

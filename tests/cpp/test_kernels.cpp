@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "check.hpp"
 
 namespace {
 
+namespace kernels = batchnorm::kernels;
 using batchnorm::Isa;
 using batchnorm::kernels::FlavourKernels;
 using batchnorm::kernels::InputGradArgs;
@@ -45,61 +47,168 @@ std::vector<unsigned char> numbers(std::int64_t bytes, std::uint32_t seed = 1) {
     return memory;
 }
 
+// Of each of some channels, or of lanes: accumulators of `count` sums, and what these are.
 struct Sums {
-    // Of each of some channels, one set after the other.
-    std::vector<double> first, second;
-    explicit Sums(std::int64_t channels)
-        : first(static_cast<std::size_t>(channels * row_accumulators)), second(first.size()) {}
+    std::vector<double> accumulators, totals;
+    int count;
+    Sums(std::int64_t channels, int count_)
+        : accumulators(static_cast<std::size_t>(channels * count_ * row_accumulators)),
+          totals(static_cast<std::size_t>(channels * count_)),
+          count(count_) {}
+
     bool operator==(const Sums& other) const {
-        const std::size_t bytes = first.size() * sizeof(double);
-        return std::memcmp(first.data(), other.first.data(), bytes) == 0 &&
-               std::memcmp(second.data(), other.second.data(), bytes) == 0;
+        return same(accumulators, other.accumulators) && same(totals, other.totals);
     }
-    bool finite_and_not_zero() const {
-        for (std::size_t i = 0; i < first.size(); ++i)
-            if (!std::isfinite(first[i]) || !std::isfinite(second[i])) return false;
-        return first[0] != 0 && second[0] != 0;
+    static bool same(const std::vector<double>& some, const std::vector<double>& others) {
+        return std::memcmp(some.data(), others.data(), some.size() * sizeof(double)) == 0;
+    }
+    // Whether these are sums at all.
+    static bool some(const std::vector<double>& sums) {
+        for (const double sum : sums)
+            if (!std::isfinite(sum)) return false;
+        return sums[0] != 0;
+    }
+    double* lanes(int which) { return accumulators.data() + static_cast<std::size_t>(which) * accumulators.size() / 2; }
+};
+
+// Rows that are added up: of one channel, or of one each, without a gap between them or with one.
+struct RowsOf {
+    const TypeKernels& kernels;
+    const std::int64_t size, rows, n, stride;
+    const bool next_channel;
+    const std::vector<unsigned char> x, dy;
+    const std::vector<double> means;
+
+    RowsOf(const TypeKernels& kernels_, const Type& type, std::int64_t rows_, std::int64_t n_, std::int64_t gap,
+           bool next_channel_)
+        : kernels(kernels_),
+          size(type.size),
+          rows(rows_),
+          n(n_),
+          stride(n * type.size + gap),
+          next_channel(next_channel_),
+          x(numbers(rows * stride)),
+          dy(numbers(2 * rows * stride, 2)),
+          means(static_cast<std::size_t>(rows), 0) {}
+
+    std::int64_t channels() const { return next_channel ? rows : 1; }
+
+    template <int count>
+    kernels::RowSumsTo<count> to(Sums& sums, bool begins, bool ends) const {
+        kernels::RowSumsTo<count> to{sums.accumulators.data(), next_channel, begins, ends};
+        for (int i = 0; i < count; ++i) to.totals[i] = sums.totals.data() + i * channels();
+        return to;
+    }
+    // So many elements of each row, from the first-th on.
+    void moments(Sums& sums, std::int64_t first, std::int64_t some, bool begins, bool ends, std::int64_t ahead = 0,
+                 const void* then = nullptr) const {
+        kernels.row_moments(
+            {x.data() + first * size, stride, rows, some, {means.data(), 8}, to<2>(sums, begins, ends), ahead, then});
+    }
+    void gradients(Sums& sums, std::int64_t first, std::int64_t some, bool begins, bool ends, std::int64_t ahead = 0,
+                   const void* then = nullptr) const {
+        kernels.plain.row_grad_sums({dy.data() + first * size,
+                                     stride,
+                                     x.data() + first * size,
+                                     stride,
+                                     rows,
+                                     some,
+                                     {means.data(), 8},
+                                     to<2>(sums, begins, ends),
+                                     ahead,
+                                     then,
+                                     then});
+    }
+    // x is its own weight, or dy in the type of the arithmetic.
+    void weighted(Sums& sums, std::int64_t first, std::int64_t some, bool begins, bool ends) const {
+        const std::int64_t unit = std::max<std::int64_t>(size, 4);
+        kernels.row_weighted_moments({x.data() + first * size, stride, dy.data() + first * unit, 2 * stride, false,
+                                      rows, some, means.data(), to<3>(sums, begins, ends)});
     }
 };
 
-// Rows that are fetched ahead of their reading are added up as others are: of one channel or of one each, behind each
-// other or apart, shorter and longer than what is fetched, and wherever reading goes on.
+constexpr std::int64_t row_lengths[] = {1, 31, 512, 1000, 5001};
+
+// Rows that are fetched ahead of their reading are added up as others are: behind each other or apart, shorter and
+// longer than what is fetched, and wherever reading goes on.
 void fetching_ahead_changes_no_sum(const Isa& isa, const Type& type) {
-    const TypeKernels& kernels = *(isa.kernels.*type.kernels);
-    const double zero = 0;
-    for (const std::int64_t n : {1, 31, 512, 1000, 5001}) {
-        for (const std::int64_t rows : {1, 3}) {
+    for (const std::int64_t n : row_lengths) {
+        for (const std::int64_t count : {1, 3}) {
             for (const std::int64_t gap : {0, 96}) {
-                const std::int64_t stride = n * type.size + gap;
-                const std::vector<unsigned char> x = numbers(rows * stride), dy = numbers(2 * rows * stride);
                 for (const bool next_channel : {false, true}) {
-                    const std::int64_t step =
-                        next_channel ? static_cast<std::int64_t>(row_accumulators * sizeof(double)) : 0;
-                    const std::vector<double> means(static_cast<std::size_t>(rows * row_accumulators), zero);
-                    const auto moments = [&](std::int64_t ahead, const void* then) {
-                        Sums sums(rows);
-                        kernels.row_moments({x.data(), stride, rows, n, means.data(), sums.first.data(),
-                                             sums.second.data(), step, ahead, then});
-                        return sums;
-                    };
-                    const auto gradients = [&](std::int64_t ahead, const void* then) {
-                        Sums sums(rows);
-                        kernels.plain.row_grad_sums({dy.data(), stride, x.data(), stride, rows, n, means.data(),
-                                                     sums.first.data(), sums.second.data(), step, ahead, then, then});
+                    const RowsOf rows(*(isa.kernels.*type.kernels), type, count, n, gap, next_channel);
+                    const auto sums = [&](auto add, std::int64_t ahead, const void* then) {
+                        Sums sums(rows.channels(), 2);
+                        (rows.*add)(sums, 0, n, true, false, ahead, then);
                         return sums;
                     };
                     context = std::string(isa.name) + " " + type.name + " " + std::to_string(n);
-                    const Sums plain_moments = moments(0, nullptr), plain_gradients = gradients(0, nullptr);
-                    CHECK(plain_moments.finite_and_not_zero());
-                    CHECK(plain_gradients.finite_and_not_zero());
-                    for (const std::int64_t ahead : {64, 1000, 6144}) {
-                        for (const void* then :
-                             {static_cast<const void*>(nullptr), static_cast<const void*>(dy.data() + rows * stride)}) {
-                            CHECK(moments(ahead, then) == plain_moments);
-                            CHECK(gradients(ahead, then) == plain_gradients);
-                        }
+                    for (const auto add : {&RowsOf::moments, &RowsOf::gradients}) {
+                        const Sums plain = sums(add, 0, nullptr);
+                        CHECK(Sums::some(plain.accumulators));
+                        for (const std::int64_t ahead : {64, 1000, 6144})
+                            for (const void* then : {static_cast<const void*>(nullptr),
+                                                     static_cast<const void*>(rows.dy.data() + count * rows.stride)})
+                                CHECK(sums(add, ahead, then) == plain);
                     }
                 }
+            }
+        }
+    }
+}
+
+// Accumulators that are added up: the upper half of them to the lower one, and so on.
+double added_up(const double* accumulators) {
+    std::vector<double> left(accumulators, accumulators + row_accumulators);
+    while (left.size() > 1) {
+        const std::size_t half = left.size() / 2;
+        for (std::size_t i = 0; i < half; ++i) left[i] += left[i + half];
+        left.resize(half);
+    }
+    return left[0];
+}
+
+// Sums that begin ignore what accumulators hold; those that end are of what these would have been; and parts of rows
+// give what whole rows do.
+template <class Add>
+void sums_begin_and_end(const RowsOf& rows, int count, const Add& add) {
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    const auto of_nans = [&] {
+        Sums sums(rows.channels(), count);
+        std::fill(sums.accumulators.begin(), sums.accumulators.end(), nan);
+        return sums;
+    };
+    // Kernels leave accumulators alone that they do not use.
+    Sums from_zeros(rows.channels(), count), begun = of_nans(), parts = of_nans(), at_once = of_nans();
+    add(from_zeros, 0, rows.n, false, false);
+    CHECK(Sums::some(from_zeros.accumulators));
+    add(begun, 0, rows.n, true, false);
+    for (std::size_t i = 0; i < begun.accumulators.size(); ++i)
+        CHECK(begun.accumulators[i] == from_zeros.accumulators[i] || std::isnan(begun.accumulators[i]));
+
+    add(at_once, 0, rows.n, true, true);
+    for (std::int64_t c = 0; c < rows.channels(); ++c) {
+        for (int i = 0; i < count; ++i) {
+            const double* const own = from_zeros.accumulators.data() + (c * count + i) * row_accumulators;
+            CHECK(at_once.totals[static_cast<std::size_t>(i * rows.channels() + c)] == added_up(own));
+        }
+    }
+    if (rows.n <= 128) return;
+    add(parts, 0, 128, true, false);
+    add(parts, 128, rows.n - 128, false, true);
+    // Of a channel's rows the second parts come after all first ones.
+    if (rows.rows == 1 || rows.next_channel) CHECK(Sums::same(parts.totals, at_once.totals));
+}
+
+void sums_begin_and_end(const Isa& isa, const Type& type) {
+    for (const std::int64_t n : row_lengths) {
+        for (const std::int64_t count : {1, 3}) {
+            for (const bool next_channel : {false, true}) {
+                context = std::string(isa.name) + " " + type.name + " " + std::to_string(n);
+                const RowsOf rows(*(isa.kernels.*type.kernels), type, count, n, 0, next_channel);
+                sums_begin_and_end(rows, 2, [&](auto&&... args) { rows.moments(args...); });
+                sums_begin_and_end(rows, 2, [&](auto&&... args) { rows.gradients(args...); });
+                if (!next_channel) sums_begin_and_end(rows, 3, [&](auto&&... args) { rows.weighted(args...); });
             }
         }
     }
@@ -181,26 +290,28 @@ void same_bits_on_all_processors(const Isa& isa, const Isa& other, const Type& t
             dy_rows.push_back(dy.data() + (rows + row) * stride);
         }
         const auto sums_of = [&](const TypeKernels& kernels) {
-            std::vector<Sums> all(8, Sums(std::max(n / row_accumulators + 1, rows)));
-            const std::vector<double> means(static_cast<std::size_t>(n + row_accumulators), 0);
-            kernels.row_moments(
-                {x.data(), stride, rows, n, means.data(), all[0].first.data(), all[0].second.data(), 0});
-            kernels.plain.row_grad_sums({dy.data(), stride, x.data(), stride, rows, n, means.data(),
-                                         all[1].first.data(), all[1].second.data(), 0});
-            for (const std::size_t way : {0, 1, 2}) {
+            const RowsOf of(kernels, type, rows, n, 0, false);
+            const std::vector<double> means(static_cast<std::size_t>(n), 0);
+            std::vector<Sums> all(9, Sums(std::max(n / row_accumulators + 1, rows), 2));
+            all[8] = Sums(1, 3);
+            of.moments(all[0], 0, n, true, true);
+            of.gradients(all[1], 0, n, true, true);
+            of.weighted(all[8], 0, n, true, true);
+            for (const int way : {0, 1, 2}) {
                 const auto reading = static_cast<Reading>(way);
-                Sums &moments = all[2 + way], &grad_sums = all[5 + way];
+                Sums &moments = all[static_cast<std::size_t>(2 + way)],
+                     &grad_sums = all[static_cast<std::size_t>(5 + way)];
                 kernels.lane_moments(
-                    {x_rows.data(), rows, n, rows, reading, means.data(), moments.first.data(), moments.second.data()});
+                    {x_rows.data(), rows, n, rows, reading, means.data(), moments.lanes(0), moments.lanes(1)});
                 kernels.plain.lane_grad_sums({dy_rows.data(), x_rows.data(), rows, n, rows, reading, means.data(),
-                                              grad_sums.first.data(), grad_sums.second.data()});
+                                              grad_sums.lanes(0), grad_sums.lanes(1)});
             }
             return all;
         };
         const std::vector<Sums> some = sums_of(*(isa.kernels.*type.kernels)),
                                 others = sums_of(*(other.kernels.*type.kernels));
         for (std::size_t i = 0; i < some.size(); ++i) {
-            CHECK(some[i].finite_and_not_zero());
+            CHECK(Sums::some(i < 2 || i == 8 ? some[i].totals : some[i].accumulators));
             CHECK(some[i] == others[i]);
         }
     }
@@ -235,6 +346,7 @@ int main() {
         for (const Type& type : types) {
             const Isa& isa = built.isa[i];
             fetching_ahead_changes_no_sum(isa, type);
+            sums_begin_and_end(isa, type);
             rows_are_the_same_in_any_order(isa, type);
             for (int k = 0; k < i; ++k) {
                 const Isa& other = built.isa[k];

@@ -36,9 +36,7 @@ class RowGradSums {
     using Args = RowGradSumsArgs;
 
     RowGradSums(const RowGradSumsArgs& args, int64_t row)
-        : args_(args),
-          mean_(*row_at<Run<T>>(args.mean, args.next_channel, row)),
-          sums_(Accumulators{args.sum_dy, args.sum_dy_xmu}.of_row(args, row)) {}
+        : args_(args), mean_(scalar<Run<T>>(row_at<char>(args.mean.first, args.mean.next, row))), sums_(args.to, row) {}
 
     // As RowMoments'.
     template <class Beside = Nothing>
@@ -67,7 +65,7 @@ class RowGradSums {
             });
     }
 
-    void store() const { sums_.store(); }
+    void store() { sums_.store(); }
 
   private:
     const RowGradSumsArgs& args_;

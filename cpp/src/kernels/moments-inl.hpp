@@ -18,8 +18,8 @@ class RowMoments {
 
     RowMoments(const RowMomentsArgs& args, int64_t row)
         : args_(args),
-          pivot_(*row_at<Arithmetic<T>>(args.pivot, args.next_channel, row)),
-          sums_(Accumulators{args.sum, args.sum_sq}.of_row(args, row)) {}
+          pivot_(scalar<Arithmetic<T>>(row_at<char>(args.pivot.first, args.pivot.next, row))),
+          sums_(args.to, row) {}
 
     // As RowOfSums::add, of a row of its channel; beside(bytes) is called before each so many bytes, if they are whole
     // vectors.
@@ -44,7 +44,7 @@ class RowMoments {
             });
     }
 
-    void store() const { sums_.store(); }
+    void store() { sums_.store(); }
 
   private:
     const RowMomentsArgs& args_;

@@ -35,11 +35,6 @@ struct Accumulators {
     double *first, *second;
 
     Accumulators at(int64_t lane) const { return {first + lane, second + lane}; }
-    // Those of a row of Pattern::row.
-    template <class Args>
-    Accumulators of_row(const Args& args, int64_t row) const {
-        return {row_at<double>(first, args.next_channel, row), row_at<double>(second, args.next_channel, row)};
-    }
 };
 
 template <class R>
@@ -57,7 +52,7 @@ struct TwoSums {
         second.store(to.second, left...);
     }
 
-    void add(const TwoSums& other) {
+    void operator+=(const TwoSums& other) {
         first = first + other.first;
         second = second + other.second;
     }
@@ -71,10 +66,33 @@ struct TwoSums {
     }
 };
 
+// Adds up some terms, a power of two, as accumulators are: the upper half of them to the lower one, and so on. What is
+// left is the first one.
+template <int count, class Terms>
+[[gnu::always_inline]] inline void add_up(Terms* terms) {
+    if constexpr (count > 1) {
+#pragma GCC unroll 16
+        for (int i = 0; i < count / 2; ++i) terms[i] += terms[i + count / 2];
+        add_up<count / 2>(terms);
+    }
+}
+// That of a vector's lanes.
+template <class Lanes>
+[[gnu::always_inline]] inline double total(const Lanes& lanes) {
+    double numbers[sizeof lanes / sizeof(double)];
+    lanes.store(numbers);
+    add_up<sizeof numbers / sizeof(double)>(numbers);
+    return numbers[0];
+}
+
 // Sums in float64 of the lanes of a vector of floats.
 struct WideSums {
     Widened first, second;
 
+    static WideSums zero() {
+        constexpr double zeros[Vec<float>::width] = {};
+        return {Widened::load(zeros), Widened::load(zeros)};
+    }
     static WideSums load(Accumulators from) { return {Widened::load(from.first), Widened::load(from.second)}; }
     void store(Accumulators to) const {
         first.store(to.first);
@@ -98,18 +116,26 @@ template <class T, int chain, int vectors, class Rows, class Add>
         for (int v = 0; v < vectors; ++v) others[v] = TwoSums<float>::zero();
         add_run<T, chain>(others, begin + half, half, add);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) sums[v].add(others[v]);
+        for (int v = 0; v < vectors; ++v) sums[v] += others[v];
     } else {
         for (int row = begin; row < begin + rows; ++row) add(sums, row);
     }
 }
 
-// Adds rows up in registers.
+using RowSumsTo = batchnorm::kernels::RowSumsTo<2>;
+
+inline Accumulators accumulators_of(const RowSumsTo& to, int64_t row) {
+    constexpr int each = batchnorm::kernels::row_accumulators;
+    double* const first = to.accumulators + (to.next_channel ? row * 2 * each : 0);
+    return {first, first + each};
+}
+
+// Adds rows of a channel up in registers: the `row`-th one of a call, and others.
 template <class T, int chain>
 class RowOfSums {
   public:
-    explicit RowOfSums(Accumulators to) : to_(to) {
-        for (int k = 0; k < chains; ++k) sums_[k] = TwoSums<double>::load(at(k));
+    RowOfSums(const RowSumsTo& to, int64_t row) : to_(to), row_(row) {
+        for (int k = 0; k < chains; ++k) sums_[k] = to.begins ? TwoSums<double>::zero() : TwoSums<double>::load(at(k));
     }
 
     // Elements of a row, from a multiple of row_alignment to another one, or to the row's end: add(sums, i) adds a
@@ -134,17 +160,24 @@ class RowOfSums {
         }
     }
 
-    void store() const {
-        for (int k = 0; k < chains; ++k) sums_[k].store(at(k));
+    void store() {
+        if (!to_.ends) {
+            for (int k = 0; k < chains; ++k) sums_[k].store(at(k));
+            return;
+        }
+        add_up<chains>(sums_);
+        to_.totals[0][row_] = total(sums_[0].first);
+        to_.totals[1][row_] = total(sums_[0].second);
     }
 
   private:
     static constexpr int width = Vec<double>::width, chains = Vec<double>::chains;  // to cover an addition's latency
     static_assert(chains * width <= batchnorm::kernels::row_accumulators);
 
-    Accumulators at(int k) const { return to_.at(k * width); }
+    Accumulators at(int k) const { return accumulators_of(to_, row_).at(k * width); }
 
-    const Accumulators to_;
+    const RowSumsTo& to_;
+    const int64_t row_;
     TwoSums<double> sums_[chains];
 };
 
@@ -153,7 +186,8 @@ template <class T, int chain>
     requires is_half<T>
 class RowOfSums<T, chain> {
   public:
-    explicit RowOfSums(Accumulators to) : to_(to), sums_(WideSums::load(to)) {}
+    RowOfSums(const RowSumsTo& to, int64_t row)
+        : to_(to), row_(row), sums_(to.begins ? WideSums::zero() : WideSums::load(accumulators_of(to, row))) {}
 
     template <class Add, class Fetch>
     [[gnu::always_inline]] void add(int64_t begin, int64_t end, const Add& add, const Fetch& fetch) {
@@ -165,7 +199,11 @@ class RowOfSums<T, chain> {
         add_rest(Count<run / 2>{}, i, end, add);
     }
 
-    void store() const { sums_.store(to_); }
+    void store() const {
+        if (!to_.ends) return sums_.store(accumulators_of(to_, row_));
+        to_.totals[0][row_] = total(sums_.first);
+        to_.totals[1][row_] = total(sums_.second);
+    }
 
   private:
     static constexpr int width = Vec<float>::width, run = 8;
@@ -207,19 +245,21 @@ class RowOfSums<T, chain> {
     template <class Add>
     [[gnu::noinline]] void add_once_more(int64_t begin, int64_t end, const Add& add) {
         constexpr int wide = Vec<double>::width;
-        sums_.store(to_);
-        auto sums = TwoSums<double>::load(to_);
+        const Accumulators memory = accumulators_of(to_, row_);
+        sums_.store(memory);
+        auto sums = TwoSums<double>::load(memory);
         for (int64_t i = begin; i < end; i += wide) {
             if (i + wide <= end)
                 add(sums, i);
             else
                 add(sums, i, static_cast<int>(end - i));
         }
-        sums.store(to_);
-        sums_ = WideSums::load(to_);
+        sums.store(memory);
+        sums_ = WideSums::load(memory);
     }
 
-    const Accumulators to_;
+    const RowSumsTo& to_;
+    const int64_t row_;
     WideSums sums_;
 };
 
@@ -268,7 +308,7 @@ void reduce_rows(const typename Reader::Args& args) noexcept {
                 i = end;
             } while (has_streams && i < args.n);  // without, a row is one step
             ++row;
-        } while (row < args.rows && args.next_channel == 0);
+        } while (row < args.rows && !args.to.next_channel);
         reader.store();
     }
 }

@@ -16,11 +16,11 @@ namespace batchnorm::kernels {
 
 enum Pattern : std::uint8_t { row, lane };
 
-// The reductions add to accumulators in memory, so that the bits of a sum depend on the order of the elements alone and
-// not on how many of them a call was given. Pattern::row: row_accumulators partial sums, element i of a row in the
-// (i mod k)-th of them, with a k of each instruction set; the caller sets all to zero, and adds them up in the end.
-// Pattern::lane: n sums.
-inline constexpr int row_accumulators = 32;
+// The reductions add to accumulators, so that the bits of a sum depend on the order of the elements alone and not on
+// how many of them a call was given. Pattern::lane: n sums in memory, which the caller sets to zero. Pattern::row: k
+// partial sums, element i of a row in the (i mod k)-th of them, with a k of each instruction set. Between calls they
+// are in memory. In the end they are added up: the upper half of them to the lower one, and so on.
+inline constexpr int row_accumulators = 32;  // k at most
 
 // Inner ranges that are cut at multiples of this keep each element in its accumulator.
 inline constexpr int row_alignment = 32;
@@ -32,14 +32,29 @@ inline constexpr int row_alignment = 32;
 inline constexpr int half_row_run = 128;
 inline constexpr int half_lane_rows = 16;
 
+// What differences of rows are taken from: that of the first row's channel, which need not be aligned, and how many
+// bytes behind it the next one's is.
+struct Around {
+    const void* first;
+    std::int64_t next;
+};
+
+// Where `count` sums of rows go.
+template <int count>
+struct RowSumsTo {
+    double* accumulators;        // row_accumulators for each, and behind them those of the next channel
+    bool next_channel;           // each row is of the channel after that of the row before; or they are of the same
+    bool begins = false;         // its first row is among these: accumulators count as 0
+    bool ends = false;           // its last one is: they are added up, and not kept
+    double* totals[count] = {};  // to these, of channels that follow each other
+};
+
 struct RowMomentsArgs {
     const void* x;
     std::int64_t x_stride;
     std::int64_t rows, n;
-    const void* pivot;             // of the type of the arithmetic
-    double* sum;                   // += x - pivot
-    double* sum_sq;                // += (x - pivot)^2
-    std::int64_t next_channel;     // bytes to those of the next row's channel; 0: it is the same
+    Around pivot;                  // of the type of the arithmetic
+    RowSumsTo<2> to;               // x - pivot, (x - pivot)^2
     std::int64_t ahead = 0;        // how many bytes ahead of their reading rows are fetched,
     const void* x_then = nullptr;  // and what is read after them; null: what lies behind them
 };
@@ -73,11 +88,9 @@ struct RowGradSumsArgs {
     const void* x;
     std::int64_t x_stride;
     std::int64_t rows, n;
-    const void* mean;           // float64; for 16-bit elements float
-    double* sum_dy;             // += dy
-    double* sum_dy_xmu;         // += dy * (x - mean)
-    std::int64_t next_channel;  // as in RowMomentsArgs
-    std::int64_t ahead = 0;
+    Around mean;             // float64; for 16-bit elements float
+    RowSumsTo<2> to;         // dy, dy * (x - mean)
+    std::int64_t ahead = 0;  // as in RowMomentsArgs
     const void *dy_then = nullptr, *x_then = nullptr;
     Activated activated{};
     const void* y = nullptr;
@@ -109,7 +122,7 @@ struct RowWeightedMomentsArgs {
     bool uniform;  // one weight for each row
     std::int64_t rows, n;
     const void* pivot;
-    double *sum_w, *sum, *sum_sq;  // += w, w * (x - pivot), w * (x - pivot)^2
+    RowSumsTo<3> to;  // w * (x - pivot), w * (x - pivot)^2, w; the rows are those of one channel
 };
 
 struct LaneWeightedMomentsArgs {

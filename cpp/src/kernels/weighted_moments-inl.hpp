@@ -2,6 +2,7 @@
 #pragma once
 
 #include "epilogue-inl.hpp"
+#include "sums-inl.hpp"
 
 namespace {
 
@@ -9,8 +10,15 @@ using batchnorm::kernels::LaneWeightedMomentsArgs;
 using batchnorm::kernels::RowWeightedMomentsArgs;
 
 struct WeightedSums {
-    Vec<double> w, sum, sum_sq;
+    Vec<double> sum, sum_sq, w;
 
+    static WeightedSums zero() { return {Vec<double>::all(0), Vec<double>::all(0), Vec<double>::all(0)}; }
+
+    void operator+=(const WeightedSums& other) {
+        sum = sum + other.sum;
+        sum_sq = sum_sq + other.sum_sq;
+        w = w + other.w;
+    }
     void add(Vec<double> weight, Vec<double> difference) {
         const Vec<double> weighted = weight * difference;
         w = w + weight;
@@ -25,18 +33,18 @@ struct WeightedSums {
 
 // Where the sums are in memory.
 struct WeightedSumsAt {
-    double *w, *sum, *sum_sq;
+    double *sum, *sum_sq, *w;
 
     template <class... Left>
     WeightedSums load(int64_t i, Left... left) const {
-        return {Vec<double>::load(w + i, left...), Vec<double>::load(sum + i, left...),
-                Vec<double>::load(sum_sq + i, left...)};
+        return {Vec<double>::load(sum + i, left...), Vec<double>::load(sum_sq + i, left...),
+                Vec<double>::load(w + i, left...)};
     }
     template <class... Left>
     void store(const WeightedSums& sums, int64_t i, Left... left) const {
-        sums.w.store(w + i, left...);
         sums.sum.store(sum + i, left...);
         sums.sum_sq.store(sum_sq + i, left...);
+        sums.w.store(w + i, left...);
     }
 };
 
@@ -53,11 +61,12 @@ Vec<double> weights_at(const A* weights, bool uniform, int64_t i, Left... left) 
 
 template <class T>
 void weighted_moments_row(const RowWeightedMomentsArgs& args) noexcept {
-    constexpr int width = Vec<double>::width, chains = 4;  // as in RowOfSums
+    constexpr int width = Vec<double>::width, chains = Vec<double>::chains;  // as in RowOfSums
     const Vec<double> pivot = Vec<double>::all(static_cast<double>(scalar<Arithmetic<T>>(args.pivot)));
-    const WeightedSumsAt at = {args.sum_w, args.sum, args.sum_sq};
+    constexpr int each = batchnorm::kernels::row_accumulators;
+    const WeightedSumsAt at = {args.to.accumulators, args.to.accumulators + each, args.to.accumulators + 2 * each};
     WeightedSums sums[chains];
-    for (int k = 0; k < chains; ++k) sums[k] = at.load(k * width);
+    for (int k = 0; k < chains; ++k) sums[k] = args.to.begins ? WeightedSums::zero() : at.load(k * width);
     for (int64_t row = 0; row < args.rows; ++row) {
         const T* x = row_at<T>(args.x, args.x_stride, row);
         const auto* weights = row_at<Arithmetic<T>>(args.weights, args.weights_stride, row);
@@ -68,7 +77,7 @@ void weighted_moments_row(const RowWeightedMomentsArgs& args) noexcept {
                 sums[k].add_selected(weights_at(weights, args.uniform, i + k * width),
                                      widen(x + i + k * width) - pivot);
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int k = 0; k < chains; ++k) {
             const int64_t j = i + k * width, left = args.n - j;
             if (left >= width)
@@ -78,7 +87,14 @@ void weighted_moments_row(const RowWeightedMomentsArgs& args) noexcept {
                                      widen(x + j, static_cast<int>(left)) - pivot);
         }
     }
-    for (int k = 0; k < chains; ++k) at.store(sums[k], k * width);
+    if (!args.to.ends) {
+        for (int k = 0; k < chains; ++k) at.store(sums[k], k * width);
+        return;
+    }
+    add_up<chains>(sums);
+    *args.to.totals[0] = total(sums[0].sum);
+    *args.to.totals[1] = total(sums[0].sum_sq);
+    *args.to.totals[2] = total(sums[0].w);
 }
 
 // Where a row has one weight, rows of weight 0 are left out as a whole.
@@ -87,7 +103,7 @@ void add_weighted_lanes(const LaneWeightedMomentsArgs& args) noexcept {
     using A = Arithmetic<T>;
     constexpr int block = 8, width = Vec<double>::width;
     const auto* pivots = static_cast<const A*>(args.pivot);
-    const WeightedSumsAt at = {args.sum_w, args.sum, args.sum_sq};
+    const WeightedSumsAt at = {args.sum, args.sum_sq, args.sum_w};
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
     for (int64_t first = 0; first < args.rows; first += block) {
         RowsAhead ahead(args.x, first, args.listed, row_bytes);
