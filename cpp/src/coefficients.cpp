@@ -133,12 +133,12 @@ void double_backward_coefficients_of(const Stages& stages, int64_t g, Range chan
         const double of_v = -a * q, of_dy = tgamma[s] * r - a * p, of_xhat = a * (2 * p * q - k) - tgamma[s] * r * q;
         const Split<T> mean(m.mean[s]), dy(m.sum_dy[s] / n), v(m.v_mean[s]);
         coefficients.values[0][c] = mean.hi;
-        coefficients.values[1][c] = static_cast<T>(r);
+        coefficients.values[1][c] = factor_in<T>(r);
         coefficients.values[2][c] = dy.hi;
-        coefficients.values[3][c] = static_cast<T>(of_dy);
-        coefficients.values[4][c] = static_cast<T>(of_xhat);
+        coefficients.values[3][c] = factor_in<T>(of_dy);
+        coefficients.values[4][c] = factor_in<T>(of_xhat);
         coefficients.values[5][c] = static_cast<T>(-of_dy * dy.lo - of_v * v.lo - of_xhat * (mean.lo * r));
-        coefficients.values[6][c] = static_cast<T>(of_v);
+        coefficients.values[6][c] = factor_in<T>(of_v);
         coefficients.values[7][c] = v.hi;
         m.sum_dy_v[s] = n * r * k;
     }

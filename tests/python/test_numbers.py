@@ -178,7 +178,10 @@ def test_constant_channels_whose_factor_no_float32_holds(gamma, eps, dtype):
     x = np.full((8, 2, 16), 3.25, dtype)
     y, saved = bn.batch_norm(x, [gamma, -gamma], [1.5, 2.5], eps=eps)
     assert np.all(y == np.array([1.5, 2.5])[:, None])
-    assert np.all(bn.batch_norm_backward(np.ones_like(x), x, saved, [gamma, -gamma]).dx == 0)
+    dy = np.ones_like(x)
+    assert np.all(bn.batch_norm_backward(dy, x, saved, [gamma, -gamma]).dx == 0)
+    v = random_like(x)
+    assert np.all(bn.batch_norm_double_backward(v, v, x, saved, [gamma, -gamma]).dx == 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
