@@ -183,9 +183,10 @@ int64_t elements_per_thread(const Box& box, bool reduces) noexcept {
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more,
                const Caches& own) noexcept {
     const int64_t bytes = box.elements() * item_size(box.dtype);
-    const bool large = bytes >= large_bytes[reduces ? tensors : 0];
     // The block that is read, the one that is written and its output share the cache with what comes next.
     const bool cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
+    // Lanes go through caches that have all; of backward 8 MB are both.
+    const bool large = bytes >= large_bytes[reduces ? tensors : 0] && !(cached && box.pattern == Pattern::lane);
     const BlockBytes blocks{second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes,
                             contiguous_bytes / (large && third_is_quick(own) ? 2 : 1),
                             !cached && third_is_quick(own) ? least_in_one_go : 0};
