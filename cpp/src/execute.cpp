@@ -20,7 +20,7 @@ std::size_t measure(const Problem& problem, const PreparedParts& prepared) noexc
     for (int i = 0; i < prepared.parts.count; ++i) {
         Arena arena;
         Totals(arena, problem, prepared.parts);
-        prepared.at[i]->lay_out(arena, problem);
+        prepared.at[i]->lay_out(arena, problem, false);
         if (arena.bytes() > most) most = arena.bytes();
     }
     return most;

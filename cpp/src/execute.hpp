@@ -25,8 +25,8 @@ struct Prepared {
           team(make_team(problem.options, box.elements(),
                          elements_per_thread(box, sums(problem.op, problem.options) > 0))) {}
 
-    Memory lay_out(Arena& arena, const Problem& problem) const noexcept {
-        return Memory(arena, box, chunks, team.threads, sums(problem.op, problem.options));
+    Memory lay_out(Arena& arena, const Problem& problem, bool stream) const noexcept {
+        return Memory(arena, box, chunks, team.threads, sums(problem.op, problem.options), stream);
     }
 };
 
@@ -90,8 +90,8 @@ void each_part(const Problem& problem, PreparedParts& prepared_parts, const kern
         if (mask) mask += prepared.box.mask_bytes();
         Arena arena(scratch);
         const Totals totals(arena, problem, parts);
-        const Memory memory = prepared.lay_out(arena, problem);
         const Plan plan = plan_of(problem, prepared);
+        const Memory memory = prepared.lay_out(arena, problem, plan.stream);
         const kernels::TypeKernels& kernels = kernels_of(set, prepared.box.dtype);
         const Stages stages{
             prepared.box,          prepared.chunks, kernels,      problem.is_full() ? kernels.full : kernels.plain,

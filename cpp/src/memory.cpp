@@ -12,9 +12,20 @@ int64_t apart(int64_t bytes) noexcept {
     return bytes < page / 4 ? bytes : (bytes + page - apart - 1) / page * page + apart;
 }
 
+constexpr int64_t line = 64;
+
+// Where the coefficients of lanes start in a line, so that theirs start where those of an output do that is streamed:
+// that is written by whole lines, and what is looked up for one would lie in two, wherever the output starts.
+int64_t shift_of(const Box& box, bool stream) noexcept {
+    const Operand& out = box.operand[role_out];
+    if (!stream || box.pattern != Pattern::lane || !out.direct) return 0;
+    const auto in_line = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(out.data) % line);
+    return in_line / item_size(box.dtype) * Memory::coefficient_size(box) % line;
+}
+
 }  // namespace
 
-WorkerMemory Memory::take_worker(Arena& arena, const Box& box) noexcept {
+WorkerMemory Memory::take_worker(Arena& arena, const Box& box) const noexcept {
     const bool by_lane = box.pattern == Pattern::lane;
     int64_t lanes = by_lane ? box.lanes() * box.fold() : 1;
     if (lanes > most_lanes) lanes = most_lanes;
@@ -30,19 +41,20 @@ WorkerMemory Memory::take_worker(Arena& arena, const Box& box) noexcept {
     worker.values = arena.take<double>(lanes);
     worker.sums = arena.take<double>(sum_count * shared_lanes);
     worker.coefficients =
-        arena.take<char>(coefficient_count * (shared_lanes + kernels::lane_padding) * coefficient_size(box));
+        arena.take<char>(coefficient_count * (shared_lanes + kernels::lane_padding) * coefficient_size(box) + line) +
+        shift_;
     return worker;
 }
 
-Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, int sums) noexcept
-    : chunks_(chunks.count()), channels_(box.channels()) {
+Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, int sums, bool stream) noexcept
+    : chunks_(chunks.count()), channels_(box.channels()), shift_(shift_of(box, stream)) {
     const int64_t n = box.statistics();
     for (int i = 0; i < sums; ++i) slots_[i] = arena.take<double>(n * chunks.count());
     for (double** column : {&mean, &spread, &inv_std, &gamma, &beta, &count, &sum_dy, &sum_dy_xmu, &tgamma, &tbeta,
                             &v_mean, &sum_v_xmu, &sum_dy_v})
         *column = arena.take<double>(n);
     for (void*& values : coefficients)
-        values = arena.take<char>(apart(box.groups() * coefficient_pitch(box) * coefficient_size(box)));
+        values = arena.take<char>(apart(box.groups() * coefficient_pitch(box) * coefficient_size(box) + line)) + shift_;
 
     Arena measure;
     take_worker(measure, box);

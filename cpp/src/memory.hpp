@@ -31,8 +31,9 @@ struct Memory {
     // What the kernels look up, of the type of their arithmetic: [group][channel and padding].
     void* coefficients[coefficient_count];
 
-    // For a call with so many sums for each chunk and statistic: 0 if it does not reduce.
-    Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, int sums) noexcept;
+    // For a call with so many sums for each chunk and statistic: 0 if it does not reduce; and whose output is streamed,
+    // or not.
+    Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, int sums, bool stream) noexcept;
 
     // Coefficients of one group, with the padding that the kernels may read in Pattern::lane.
     static int64_t coefficient_pitch(const Box& box) noexcept {
@@ -53,10 +54,11 @@ struct Memory {
     }
 
   private:
-    static WorkerMemory take_worker(Arena& arena, const Box& box) noexcept;
+    WorkerMemory take_worker(Arena& arena, const Box& box) const noexcept;
 
     double* slots_[sum_count] = {};
     int64_t chunks_, channels_;
+    int64_t shift_;  // of coefficients, in bytes from the start of a line
     char* workers_;
     int64_t worker_bytes_;
 };

@@ -92,6 +92,10 @@ void ways() {
              {{6, 4, 256, 192}, {1}, row, 1, 1, alternate, alternate},
              {{3, 9, 13, 29, 31}, {0, 2}, row, 1, 1, alternate, alternate},
              {{12, 31, 29, 31}, {0, 1}, row, 1, 1, alternate, alternate},
+             // Cached, though as large as what is streamed backward.
+             {{16384, 128}, {1}, lane, 1, 2, passes, passes},
+             {{64, 512, 8, 8}, {1}, lane, 64, 1, slabs, slabs},
+             {{8, 256, 32, 32}, {1}, row, 1, 1, alternate, alternate, {true, true}, {false, true}},
              // Forward neither cached nor streamed.
              {{25001, 131}, {1}, lane, 1, 1, passes, passes, {false, false}, {false, true}},
              {{131, 530, 7, 7}, {1}, lane, 49, 1, slabs, slabs, {false, false}, {false, true}},
@@ -497,10 +501,55 @@ void blocks_fit() {
                 }
 }
 
+// What is looked up for the first whole line of a streamed output of lanes starts a line, too, wherever that output
+// starts; and else what is looked up for its first element. It reaches into nothing else.
+void coefficients_lie_as_streamed_outputs_do() {
+    alignas(64) static char output[64];
+    for (const DType dtype : {DType::f32, DType::f64, DType::f16, DType::bf16}) {
+        for (const Shape& shape :
+             {Shape{4000, 1024}, Shape{100, 512, 7, 7}, Shape{9000, 16, 7, 7}, Shape{32, 64, 56, 56}}) {
+            Box box = box_of(shape, {1}, dtype, true);
+            const Chunks chunks(box);
+            const int64_t unit = batchnorm::item_size(dtype), size = batchnorm::Memory::coefficient_size(box);
+            for (int64_t start = 0; start < 64; start += unit) {
+                for (const bool stream : {false, true}) {
+                    box.operand[batchnorm::role_out].data = output + start;
+                    context = text(shape) + " " + std::to_string(start);
+                    batchnorm::Arena measured;
+                    batchnorm::Memory(measured, box, chunks, 2, 2, stream);
+                    std::vector<char> bytes(measured.bytes());
+                    batchnorm::Arena arena(bytes.data());
+                    const batchnorm::Memory memory(arena, box, chunks, 2, 2, stream);
+                    const int64_t first = stream && box.pattern == Pattern::lane ? (64 - start) % 64 / unit : 0;
+                    const auto check = [&](const void* values, int64_t count, const void* next) {
+                        const char* const from = static_cast<const char*>(values);
+                        CHECK(reinterpret_cast<std::uintptr_t>(from + first * size) % 64 == 0);
+                        CHECK(from + count * size <= next);
+                    };
+                    // What lies first in a worker's memory.
+                    const auto worker = [&](int i) {
+                        const batchnorm::WorkerMemory own = memory.worker(box, i);
+                        return box.pattern == Pattern::lane ? static_cast<const void*>(own.lists) : own.values;
+                    };
+                    const auto& values = memory.coefficients;
+                    for (int i = 0; i < batchnorm::coefficient_count; ++i)
+                        check(values[i], box.groups() * batchnorm::Memory::coefficient_pitch(box),
+                              i + 1 < batchnorm::coefficient_count ? values[i + 1] : worker(0));
+                    const int64_t lanes = std::min(box.lanes() * box.fold(), batchnorm::most_lanes);
+                    if (box.pattern == Pattern::lane && box.plane * box.fold() > 1)
+                        check(memory.worker(box, 0).coefficients,
+                              batchnorm::coefficient_count * (lanes + batchnorm::kernels::lane_padding), worker(1));
+                }
+            }
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
     ways();
+    coefficients_lie_as_streamed_outputs_do();
     blocks_in_caches();
     narrow_blocks();
     blocks_to_reduce_alone();
