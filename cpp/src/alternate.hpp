@@ -4,6 +4,8 @@
 // rows that lie far apart are slow to read, as each starts a page anew (docs/performance.md).
 #pragma once
 
+#include <utility>
+
 #include "apply.hpp"
 #include "plan.hpp"
 #include "reduce.hpp"
@@ -100,88 +102,119 @@ class SlabRows {
 
 // Reduces one slab and applies to another, which may start from its end; either may be none.
 template <class Reduce, class Apply>
-void alternate_slabs(const Stages& stages, const Slab& read, const Slab& written, bool from_end) noexcept {
-    const Box& box = stages.box;
-    SlabRows from(stages, Uses(box, Reduce::access), read, false),
-        to(stages, Uses(box, Apply::access), written, from_end);
-    const int64_t reads = from.count(), writes = to.count();
-    const int64_t unit = Memory::coefficient_size(box),
-                  first = written.group * Memory::coefficient_pitch(box) + written.channels.begin;
+class SlabTurns {
+  public:
+    SlabTurns(const Stages& stages, const Slab& read, const Slab& written, bool from_end) noexcept
+        : stages_(stages),
+          read_(read),
+          written_(written),
+          from_(stages, Uses(stages.box, Reduce::access), read, false),
+          to_(stages, Uses(stages.box, Apply::access), written, from_end),
+          from_steps_(from_.steps()),
+          to_steps_(to_.steps()),
+          steady_(from_.steady() && to_.steady() && !stages.stream) {}
 
-    // What is streamed is written by lines, and where they begin may differ from row to row.
-    const bool steady = from.steady() && to.steady() && !stages.stream;
-    const RowSteps from_steps = from.steps(), to_steps = to.steps();
+    void run() noexcept {
+        for (int64_t k = 0; k < stages_.chunks.count(); ++k) run(k);
+        if (!written_.none() && stages_.stream) stages_.kernels.finish_streams();
+    }
 
-    for (int64_t k = 0; k < stages.chunks.count(); ++k) {
-        const Range outers = stages.chunks.outer_range(k);
-        const Reduce terms(stages, read.group, k);
-        BlockSums<Reduce> sums(terms, read.group, k, read.channels);
-        const auto read_args = [&](int64_t b, int64_t some, int64_t o) {
-            auto args = sums.args(from.span(b, some), b, o == outers.begin, o + 1 == outers.end);
-            if (args.ahead) Reduce::read_then(args, from.then(b + some));
-            return args;
-        };
-        const auto write_args = [&](int64_t b, int64_t some) {
-            const Span span = to.span(b, some);
-            Looked at = {};
-            for (int i = 0; i < Apply::coefficients(box); ++i)
-                at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + (first + b) * unit;
-            auto args = Apply::args(stages, span, at, streams(stages, span), kernels::RowOrder::each);
-            args.page_ahead = stages.ahead.page;
-            // What was not read just before.
-            if constexpr (Apply::access[role_residual] == Access::read) {
-                if (span.data[role_residual]) args.ahead = stages.ahead.writes;
-                if (args.ahead) Apply::read_then(args, to.then(b + some));
-            }
-            return args;
-        };
-        // As many rows of either as there are, then what is left of one of them.
-        struct Call {
-            bool reads = false, writes = false;
-            decltype(read_args(0, 0, 0)) read{};
-            decltype(write_args(0, 0)) write{};
-        };
-        const auto run = [&](const Call& call) {
-            if (!call.writes)
-                terms.add(call.read);
-            else if (!call.reads)
-                Apply::write(stages, call.write);
-            else
-                both(stages.flavour, call.read, call.write);
-        };
+  private:
+    using Sums = BlockSums<Reduce>;
+    using ReadArgs = decltype(std::declval<Sums>().args({}, 0, false, false));
+    using WriteArgs = decltype(Apply::args(std::declval<Stages>(), {}, {}, false, {}));
 
+    // Rows of channels that follow each other, of one outer index: of both slabs, or what is left of one of them.
+    struct Call {
+        bool reads, writes;
+        ReadArgs read;
+        WriteArgs write;
+    };
+
+    // Chunk k of both.
+    void run(int64_t k) noexcept {
+        const Range outers = stages_.chunks.outer_range(k);
+        const Reduce terms(stages_, read_.group, k);
+        Sums sums(terms, read_.group, k, read_.channels);
         Call calls[2];
-        int count = 0;
+        int kept = 0;
         for (int64_t o = outers.begin; o < outers.end; ++o) {
-            if (count > 0) {
-                // To put them together anew takes longer than a short row.
-                for (int i = 0; i < count; ++i) {
-                    Reduce::move(calls[i].read, from_steps);
-                    calls[i].read.to.begins = false;
-                    calls[i].read.to.ends = o + 1 == outers.end;
-                    Apply::move(calls[i].write, to_steps);
-                    run(calls[i]);
-                }
-                continue;
+            const bool begins = o == outers.begin, ends = o + 1 == outers.end;
+            for (int i = 0; i < kept; ++i) {
+                move(calls[i], begins, ends);
+                run(terms, calls[i]);
             }
-            from.go_to(k, o);
-            to.go_to(k, o);
-            for (int64_t b = 0, some; b < reads || b < writes; b += some) {
-                const int64_t readable = from.evenly(b), writable = to.evenly(b);
-                some = readable == 0 ? writable : writable == 0 || readable < writable ? readable : writable;
-                Call& call = calls[steady ? count++ : 0];
+            if (kept > 0) continue;
+            from_.go_to(k, o);
+            to_.go_to(k, o);
+            for (int64_t b = 0, some; b < from_.count() || b < to_.count(); b += some) {
+                // To put a call together anew takes longer than a short row.
+                Call& call = calls[steady_ ? kept++ : 0];
+                const int64_t readable = from_.evenly(b), writable = to_.evenly(b);
                 call.reads = readable > 0;
                 call.writes = writable > 0;
-                if (call.reads) call.read = read_args(b, some, o);
+                some = !call.reads ? writable : !call.writes || readable < writable ? readable : writable;
+                if (call.reads) call.read = read_args(sums, b, some, begins, ends);
                 if (call.writes) call.write = write_args(b, some);
-                run(call);
+                run(terms, call);
             }
         }
         // Once more, alone. What is direct needs no worker's memory.
-        sums.finish([&](int64_t c) { reduce<Reduce>(stages, read.group, k, {c, c + 1}, 0); });
+        sums.finish([&](int64_t c) { reduce<Reduce>(stages_, read_.group, k, {c, c + 1}, 0); });
     }
-    if (!written.none() && stages.stream) stages.kernels.finish_streams();
-}
+
+    // Of `some` rows, from the b-th channel on. All that makes a call is inlined: it would be copied, and that takes 2
+    // % of calls of 10 us.
+    [[gnu::always_inline]] ReadArgs read_args(Sums& sums, int64_t b, int64_t some, bool begins,
+                                              bool ends) const noexcept {
+        ReadArgs args = sums.args(from_.span(b, some), b, begins, ends);
+        if (args.ahead) Reduce::read_then(args, from_.then(b + some));
+        return args;
+    }
+    [[gnu::always_inline]] WriteArgs write_args(int64_t b, int64_t some) const noexcept {
+        const Box& box = stages_.box;
+        const int64_t first = written_.group * Memory::coefficient_pitch(box) + written_.channels.begin + b;
+        Looked at = {};
+        for (int i = 0; i < Apply::coefficients(box); ++i)
+            at[i] = static_cast<const char*>(stages_.memory.coefficients[i]) + first * Memory::coefficient_size(box);
+        const Span span = to_.span(b, some);
+        WriteArgs args = Apply::args(stages_, span, at, streams(stages_, span), kernels::RowOrder::each);
+        args.page_ahead = stages_.ahead.page;
+        // What was not read just before.
+        if constexpr (Apply::access[role_residual] == Access::read) {
+            if (span.data[role_residual]) args.ahead = stages_.ahead.writes;
+            if (args.ahead) Apply::read_then(args, to_.then(b + some));
+        }
+        return args;
+    }
+
+    // To the next outer index.
+    [[gnu::always_inline]] void move(Call& call, bool begins, bool ends) const noexcept {
+        if (call.reads) {
+            Reduce::move(call.read, from_steps_);
+            call.read.to.begins = begins;
+            call.read.to.ends = ends;
+        }
+        if (call.writes) Apply::move(call.write, to_steps_);
+    }
+
+    [[gnu::always_inline]] void run(const Reduce& terms, const Call& call) const noexcept {
+        if (!call.writes)
+            terms.add(call.read);
+        else if (!call.reads)
+            Apply::write(stages_, call.write);
+        else
+            both(stages_.flavour, call.read, call.write);
+    }
+
+    const Stages& stages_;
+    const Slab &read_, &written_;
+    SlabRows from_, to_;
+    const RowSteps from_steps_, to_steps_;
+    // Whether a call is the one of the outer index before, moved. What is streamed is written by lines, and where they
+    // begin may differ from row to row.
+    const bool steady_;
+};
 
 // Reduces, merges and applies to some slabs.
 template <class Reduce, class Apply, class Merge>
@@ -189,7 +222,7 @@ void alternate(const Stages& stages, const Plan& plan, Range slabs, const Merge&
     Slab written;
     for (int64_t s = slabs.begin; s <= slabs.end; ++s) {
         const Slab read = s < slabs.end ? Slab(stages.box, plan.channel_block, s) : Slab();
-        alternate_slabs<Reduce, Apply>(stages, read, written, plan.from_end);
+        SlabTurns<Reduce, Apply>(stages, read, written, plan.from_end).run();
         if (!read.none()) merge(read.group, read.channels);
         written = read;
     }

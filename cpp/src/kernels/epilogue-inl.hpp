@@ -120,7 +120,7 @@ template <class T, class Args, class Run>
 
 template <class T, Pattern pattern, template <class, Pattern, Flavour> class Writer>
 void write_full(const typename Writer<T, pattern, Flavour::full>::Args& args) noexcept {
-    in_flavour<T>(args, [&]<Flavour flavour> { write_cached<Writer<T, pattern, flavour>, pattern>(args); });
+    in_flavour<T>(args, [&]<Flavour flavour> { write_in_order<Writer<T, pattern, flavour>, pattern>(args); });
 }
 
 // Backward through relu by its mask, whose first bit for dy is the bit-th.

@@ -474,7 +474,7 @@ template <class Writer>
 }
 
 template <class Writer, Pattern pattern>
-void write_cached(const typename Writer::Args& args) noexcept {
+void write_in_order(const typename Writer::Args& args) noexcept {
     if constexpr (pattern == Pattern::lane) {
         if (args.order == RowOrder::whole) return write_whole<Writer>(args);
         if (args.order == RowOrder::across) return write_across<Writer>(args);
@@ -486,7 +486,7 @@ template <class T, Pattern pattern, template <class, Pattern, Flavour> class Wri
 void write_plain(const typename Writer<T, pattern, Flavour::plain>::Args& args) noexcept {
     if constexpr (has_streams)
         if (args.stream) return write_rows<Writer<T, pattern, Flavour::streaming>>(args);
-    write_cached<Writer<T, pattern, Flavour::plain>, pattern>(args);
+    write_in_order<Writer<T, pattern, Flavour::plain>, pattern>(args);
 }
 
 }  // namespace
