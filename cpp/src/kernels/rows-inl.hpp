@@ -378,7 +378,13 @@ struct RowWriter {
     static constexpr int line = flavour == Flavour::plain || line_of<T> < in_step ? in_step : line_of<T>;
 
     bool past_caches() const { return flavour == Flavour::streaming || (is_full(flavour) && streams); }
-    int head(int64_t n) const { return past_caches() ? head_of(row, n) : 0; }
+    // Elements before those that are written by whole lines: past the caches, and in the plain flavour from a row's
+    // start on, where a vector is a line, which would lie in two, and lanes do not look up what would then.
+    template <Pattern pattern>
+    int head(int64_t begin, int64_t n) const {
+        constexpr bool by_lines = flavour == Flavour::plain && pattern == Pattern::row && width == line_of<T>;
+        return past_caches() || (by_lines && begin == 0) ? head_of(row, n) : 0;
+    }
     void write(Vec<Arithmetic<T>> v, int64_t i) const {
         if (past_caches())
             stream(v, row + i);
