@@ -115,13 +115,13 @@ class SlabTurns {
           steady_(from_.steady() && to_.steady() && !stages.stream) {}
 
     void run() noexcept {
-        for (int64_t k = 0; k < stages_.chunks.count(); ++k) run(k);
+        for (int64_t k = 0; k < stages_.chunks.count(); ++k) run_chunk(k);
         if (!written_.none() && stages_.stream) stages_.kernels.finish_streams();
     }
 
   private:
-    using Sums = BlockSums<Reduce>;
-    using ReadArgs = decltype(std::declval<Sums>().args({}, 0, false, false));
+    using Block = BlockSums<Reduce>;
+    using ReadArgs = decltype(std::declval<Block>().args({}, 0, false, false));
     using WriteArgs = decltype(Apply::args(std::declval<Stages>(), {}, {}, false, {}));
 
     // Rows of channels that follow each other, of one outer index: of both slabs, or what is left of one of them.
@@ -131,18 +131,17 @@ class SlabTurns {
         WriteArgs write;
     };
 
-    // Chunk k of both.
-    void run(int64_t k) noexcept {
+    void run_chunk(int64_t k) noexcept {
         const Range outers = stages_.chunks.outer_range(k);
         const Reduce terms(stages_, read_.group, k);
-        Sums sums(terms, read_.group, k, read_.channels);
+        Block sums(terms, read_.group, k, read_.channels);
         Call calls[2];
         int kept = 0;
         for (int64_t o = outers.begin; o < outers.end; ++o) {
             const bool begins = o == outers.begin, ends = o + 1 == outers.end;
             for (int i = 0; i < kept; ++i) {
                 move(calls[i], begins, ends);
-                run(terms, calls[i]);
+                make(terms, calls[i]);
             }
             if (kept > 0) continue;
             from_.go_to(k, o);
@@ -156,7 +155,7 @@ class SlabTurns {
                 some = !call.reads ? writable : !call.writes || readable < writable ? readable : writable;
                 if (call.reads) call.read = read_args(sums, b, some, begins, ends);
                 if (call.writes) call.write = write_args(b, some);
-                run(terms, call);
+                make(terms, call);
             }
         }
         // Once more, alone. What is direct needs no worker's memory.
@@ -165,7 +164,7 @@ class SlabTurns {
 
     // Of `some` rows, from the b-th channel on. All that makes a call is inlined: it would be copied, and that takes 2
     // % of calls of 10 us.
-    [[gnu::always_inline]] ReadArgs read_args(Sums& sums, int64_t b, int64_t some, bool begins,
+    [[gnu::always_inline]] ReadArgs read_args(Block& sums, int64_t b, int64_t some, bool begins,
                                               bool ends) const noexcept {
         ReadArgs args = sums.args(from_.span(b, some), b, begins, ends);
         if (args.ahead) Reduce::read_then(args, from_.then(b + some));
@@ -198,7 +197,7 @@ class SlabTurns {
         if (call.writes) Apply::move(call.write, to_steps_);
     }
 
-    [[gnu::always_inline]] void run(const Reduce& terms, const Call& call) const noexcept {
+    [[gnu::always_inline]] void make(const Reduce& terms, const Call& call) const noexcept {
         if (!call.writes)
             terms.add(call.read);
         else if (!call.reads)

@@ -151,7 +151,7 @@ void scale_coefficients_of(const Stages& stages, int64_t g, Range channels, cons
     for (int64_t c = channels.begin; c < channels.end; ++c) {
         const int64_t s = g * stages.box.channels() + c;
         coefficients.values[0][c] = 0;
-        coefficients.values[1][c] = static_cast<T>(gamma[s] * stages.memory.inv_std[s]);
+        coefficients.values[1][c] = factor_in<T>(gamma[s] * stages.memory.inv_std[s]);
         coefficients.values[2][c] = 0;
     }
     coefficients.finish(3, channels);
@@ -163,7 +163,7 @@ void scale_activated_coefficients_of(const Stages& stages, int64_t g, Range chan
     for (int64_t c = channels.begin; c < channels.end; ++c) {
         const int64_t s = g * stages.box.channels() + c;
         for (T* values : coefficients.values) values[c] = 0;
-        coefficients.values[3][c] = static_cast<T>(gamma[s] * stages.memory.inv_std[s]);
+        coefficients.values[3][c] = factor_in<T>(gamma[s] * stages.memory.inv_std[s]);
     }
     coefficients.finish(6, channels);
 }

@@ -23,6 +23,12 @@ int64_t shift_of(const Box& box, bool stream) noexcept {
     return in_line / item_size(box.dtype) * Memory::coefficient_size(box) % line;
 }
 
+// Room for coefficients, that far into a line.
+char* take_coefficients(Arena& arena, int64_t bytes, int64_t shift) noexcept {
+    char* const piece = arena.take<char>(bytes + line);
+    return piece ? piece + shift : nullptr;
+}
+
 }  // namespace
 
 WorkerMemory Memory::take_worker(Arena& arena, const Box& box) const noexcept {
@@ -40,9 +46,8 @@ WorkerMemory Memory::take_worker(Arena& arena, const Box& box) const noexcept {
     worker.lists = arena.take<RowLists>(by_lane);
     worker.values = arena.take<double>(lanes);
     worker.sums = arena.take<double>(sum_count * shared_lanes);
-    worker.coefficients =
-        arena.take<char>(coefficient_count * (shared_lanes + kernels::lane_padding) * coefficient_size(box) + line) +
-        shift_;
+    worker.coefficients = take_coefficients(
+        arena, coefficient_count * (shared_lanes + kernels::lane_padding) * coefficient_size(box), shift_);
     return worker;
 }
 
@@ -54,7 +59,7 @@ Memory::Memory(Arena& arena, const Box& box, const Chunks& chunks, int threads, 
                             &v_mean, &sum_v_xmu, &sum_dy_v})
         *column = arena.take<double>(n);
     for (void*& values : coefficients)
-        values = arena.take<char>(apart(box.groups() * coefficient_pitch(box) * coefficient_size(box) + line)) + shift_;
+        values = take_coefficients(arena, apart(box.groups() * coefficient_pitch(box) * coefficient_size(box)), shift_);
 
     Arena measure;
     take_worker(measure, box);

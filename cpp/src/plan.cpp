@@ -19,9 +19,9 @@ constexpr int64_t usual_first_cache = 32 << 10, large_ahead = 6144, least_read_a
 // Other processors wait for a page's address when they stream to it; such a one waits for the line that it was asked
 // by.
 constexpr int64_t page_bytes = 4096;
-// Outputs of this size are large, and written past the caches unless these have what is overwritten: of calls that only
-// apply, that go over x twice, and over dy as well. The more a call reads, the sooner its output pushes out what it
-// reads again (docs/experiments.md).
+// Outputs of this size are large, and written past the caches unless these have what is overwritten, or all that there
+// is of lanes: of calls that only apply, that go over x twice, and over dy as well. The more a call reads, the sooner
+// its output pushes out what it reads again (docs/experiments.md).
 constexpr int64_t large_bytes[] = {24 << 20, 16 << 20, 8 << 20};
 // What all operands of a call may have together, to stay in the caches that threads share. Of more than the latter, two
 // that are reduced together come from memory in the end, and there quickest one row after the other, where the

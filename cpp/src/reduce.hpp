@@ -179,8 +179,8 @@ using MixedSums = ProductSums<role_dy, role_v>;
 template <class Terms>
 void reduce(const Stages& stages, int64_t g, int64_t k, Range channels, int worker) noexcept;
 
-// The sums of channels that follow each other in chunk k, of which kernels take a row each. No larger than need be:
-// those of a block that alternates fill half of L1 as it is.
+// The sums in chunk k of channels that follow each other, of which kernels take a row each; or of one, and all its
+// rows. No larger than need be: those of a block that alternates fill half of L1 as it is.
 template <class Terms>
 class BlockSums {
   public:
@@ -200,7 +200,7 @@ class BlockSums {
     template <class Again>
     void finish(const Again& again) noexcept {
         terms_.finish(around_.first, around_.next, channels_, slots_);
-        if (around_.first != memory_) return;  // of float64 and float32
+        if (around_.first != memory_) return;  // what may lie too far from a mean is there
         for (int64_t i = 0; i < channels_.size(); ++i) {
             const int64_t c = channels_.begin + i;
             Sums own = {};

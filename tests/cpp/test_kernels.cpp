@@ -119,7 +119,7 @@ struct RowsOf {
                                      then,
                                      then});
     }
-    // x is its own weight, or dy in the type of the arithmetic.
+    // The weights are what dy's memory is in the type of the arithmetic.
     void weighted(Sums& sums, std::int64_t first, std::int64_t some, bool begins, bool ends) const {
         const std::int64_t unit = std::max<std::int64_t>(size, 4);
         kernels.row_weighted_moments({x.data() + first * size, stride, dy.data() + first * unit, 2 * stride, false,
@@ -184,7 +184,8 @@ void sums_begin_and_end(const RowsOf& rows, int count, const Add& add) {
     CHECK(Sums::some(from_zeros.accumulators));
     add(begun, 0, rows.n, true, false);
     for (std::size_t i = 0; i < begun.accumulators.size(); ++i)
-        CHECK(begun.accumulators[i] == from_zeros.accumulators[i] || std::isnan(begun.accumulators[i]));
+        CHECK(begun.accumulators[i] == from_zeros.accumulators[i] ||
+              (std::isnan(begun.accumulators[i]) && from_zeros.accumulators[i] == 0));
 
     add(at_once, 0, rows.n, true, true);
     for (std::int64_t c = 0; c < rows.channels(); ++c) {

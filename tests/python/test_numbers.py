@@ -180,6 +180,11 @@ def test_constant_channels_whose_factor_no_float32_holds(gamma, eps, dtype):
     assert np.all(y == np.array([1.5, 2.5])[:, None])
     dy = np.ones_like(x)
     assert np.all(bn.batch_norm_backward(dy, x, saved, [gamma, -gamma]).dx == 0)
+    for activation in (None, "relu"):
+        frozen = bn.batch_norm_inference_backward(
+            0 * dy, x, x[0, :, 0], np.zeros(2), [gamma, -gamma], eps=eps, activation=activation, y=y
+        )
+        assert np.all(frozen.dx == 0)
     v = random_like(x)
     assert np.all(bn.batch_norm_double_backward(v, v, x, saved, [gamma, -gamma]).dx == 0)
 

@@ -45,7 +45,7 @@ struct RowSumsTo {
     double* accumulators;        // row_accumulators for each, and behind them those of the next channel
     bool next_channel;           // each row is of the channel after that of the row before; or they are of the same
     bool begins = false;         // its first row is among these: accumulators count as 0
-    bool ends = false;           // its last one is: they are added up, and not kept
+    bool ends = false;           // its last one is: they are added up, and need not be kept
     double* totals[count] = {};  // to these, of channels that follow each other
 };
 

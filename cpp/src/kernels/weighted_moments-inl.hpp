@@ -73,6 +73,7 @@ void weighted_moments_row(const RowWeightedMomentsArgs& args) noexcept {
         if (args.uniform && scalar<Arithmetic<T>>(weights) == 0) continue;
         int64_t i = 0;
         for (; i + chains * width <= args.n; i += chains * width) {
+#pragma GCC unroll 8
             for (int k = 0; k < chains; ++k)
                 sums[k].add_selected(weights_at(weights, args.uniform, i + k * width),
                                      widen(x + i + k * width) - pivot);
