@@ -46,8 +46,8 @@ class InputGradient {
             }
             write_vectors(place, look_up(channel, left...), i, channel, left...);
         };
-        for_each_vector<Row::width, Row::line, Row::in_step>(
-            end - begin, place.dx.template head<pattern>(begin, end - begin), args_.period, step);
+        const int head = place.dx.template head<pattern>(begin, end - begin, 0);
+        for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, head, args_.period, step);
     }
     [[gnu::always_inline]] void write_across(int64_t rows) const {
         const InputGradArgs args = args_;  // which is not in memory that the rows may overwrite

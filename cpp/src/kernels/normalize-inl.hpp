@@ -44,8 +44,8 @@ class Normalizer {
             if (fetches.output) output.fetch(place.y.row, i);
             write_vectors(place, look_up(channel, left...), i, begin + i, left...);
         };
-        for_each_vector<Row::width, Row::line, Row::in_step>(
-            end - begin, place.y.template head<pattern>(begin, end - begin), args_.period, step);
+        const int head = place.y.template head<pattern>(begin, end - begin, 8 * line_of<T>);
+        for_each_vector<Row::width, Row::line, Row::in_step>(end - begin, head, args_.period, step);
     }
 
     // This row and those after it, so many, in Pattern::lane.

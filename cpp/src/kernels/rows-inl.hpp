@@ -379,11 +379,12 @@ struct RowWriter {
 
     bool past_caches() const { return flavour == Flavour::streaming || (is_full(flavour) && streams); }
     // Elements before those that are written by whole lines: past the caches, and in the plain flavour from a row's
-    // start on, where a vector is a line, which would lie in two, and lanes do not look up what would then.
+    // start on, where a vector is a line, which would lie in two, and lanes do not look up what would then. `least`:
+    // rows of fewer elements lose more by a vector more.
     template <Pattern pattern>
-    int head(int64_t begin, int64_t n) const {
+    int head(int64_t begin, int64_t n, int64_t least) const {
         constexpr bool by_lines = flavour == Flavour::plain && pattern == Pattern::row && width == line_of<T>;
-        return past_caches() || (by_lines && begin == 0) ? head_of(row, n) : 0;
+        return past_caches() || (by_lines && begin == 0 && n >= least) ? head_of(row, n) : 0;
     }
     void write(Vec<Arithmetic<T>> v, int64_t i) const {
         if (past_caches())
