@@ -14,7 +14,7 @@ constexpr int64_t cached_bytes = 4 << 20;
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
 // A first-level cache larger than this goes with so many reads in flight (Zen 5, Intel's) that the processor is to
 // fetch so far ahead what large outputs are made of; and what is reduced, if it is so much that it may come from
-// memory, but not two tensors of it where the third level is quick.
+// memory, but not two tensors of it where the third level is quick, unless they come through a mask.
 constexpr int64_t usual_first_cache = 32 << 10, large_ahead = 6144, least_read_ahead = 12 << 20;
 // Other processors wait for a page's address when they stream to it; such a one waits for the line that it was asked
 // by.
@@ -85,10 +85,13 @@ Plan plan_written_rows(const Box& box, int threads) noexcept {
     return {Traversal::two_passes, all ? box.channels() : even_share(box.channels(), most, threads)};
 }
 
-// Of blocks of channels: what the caches have room for; and what one reads of each sample in one go, if that has room,
-// but not less than so much.
+// Of blocks of channels: what the caches have room for; what one reads of each sample in one go, if that has room, but
+// not less than so much; and whether one is written while the next one is read. If not, of few samples a block reads
+// more in one go: what the second-level cache still has of it when it is written.
 struct BlockBytes {
     int64_t most, in_one_go, least_in_one_go;
+    bool in_turns;
+    int64_t kept;
 };
 
 Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, const BlockBytes& bytes) noexcept {
@@ -110,10 +113,12 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, c
     // Weighted elements are not reduced in turns.
     if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_alternate_row_bytes &&
         channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads) {
-        const int64_t block = block_of(min(contiguous, most_row_block));
+        const int64_t block = bytes.in_turns ? block_of(min(contiguous, most_row_block))
+                                             : block_of(max(contiguous, bytes.kept / channel_bytes));
         // With v there are more reductions than one, each a pass of its own.
-        const bool in_turns = block * row_bytes >= bytes.least_in_one_go || box.operand[role_v].data;
-        if (in_turns || !box.channels_follow()) return {Traversal::alternate, block};
+        const bool long_enough = block * row_bytes >= bytes.least_in_one_go || box.operand[role_v].data;
+        if (long_enough || !box.channels_follow())
+            return {bytes.in_turns ? Traversal::alternate : Traversal::slabs, block};
         return {Traversal::two_passes, even_share(box.channels(), most_row_block, 1)};
     }
 
@@ -187,9 +192,11 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const bool cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
     // Lanes go through caches that have all; of backward 8 MB are both.
     const bool large = bytes >= large_bytes[reduces ? tensors : 0] && !(cached && box.pattern == Pattern::lane);
+    // Where the third level is quick, two tensors from memory take longer beside an output than before it.
+    const bool in_turns = cached || tensors == 1 || !third_is_quick(own);
     const BlockBytes blocks{second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes,
                             contiguous_bytes / (large && third_is_quick(own) ? 2 : 1),
-                            !cached && third_is_quick(own) ? least_in_one_go : 0};
+                            !cached && third_is_quick(own) ? least_in_one_go : 0, in_turns, own.second / 2};
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, chunks, tensors + more, reduces, threads, large, own)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, blocks)
                                              : plan_written_rows(box, threads);
@@ -203,7 +210,8 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const int64_t block_size = plan.channel_block * box.values() * item_size(box.dtype) * (tensors + more);
     if (plan.traversal == Traversal::two_passes) plan.from_end = !plan.stream || second_is_large(own);
     if (plan.traversal == Traversal::alternate) plan.from_end = reads_far_ahead(own) && 2 * block_size > own.second;
-    const bool reads_ahead = bytes * tensors >= least_read_ahead && (tensors == 1 || !third_is_quick(own));
+    const bool follows = tensors == 2 && third_is_quick(own) && (cached || !box.mask);
+    const bool reads_ahead = bytes * tensors >= least_read_ahead && !follows;
     if (reads_far_ahead(own))
         plan.ahead = {reads_ahead ? large_ahead : 0, large ? large_ahead : 0};
     else

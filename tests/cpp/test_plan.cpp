@@ -163,11 +163,30 @@ void narrow_blocks() {
     for (const int tensors : {1, 2}) {
         CHECK(plan(narrow, tensors, zen5).traversal == Traversal::two_passes);
         CHECK(plan(narrow, tensors, zen5).channel_block == 32);
-        CHECK(plan(narrow, tensors, zen5, true).traversal == Traversal::alternate);
+        CHECK(plan(narrow, tensors, zen5, true).traversal != Traversal::two_passes);
         for (const Caches& own : {zen, xeon}) CHECK(plan(narrow, tensors, own).traversal == Traversal::alternate);
-        CHECK(plan(wide, tensors, zen5).traversal == Traversal::alternate);
+        CHECK(plan(wide, tensors, zen5).traversal != Traversal::two_passes);
     }
     CHECK(plan(cached, 1, zen5).traversal == Traversal::alternate);
+}
+
+// Where the third level is quick, blocks of two tensors from memory are written after they were read, not beside the
+// next one: and are, of few samples, as many as half of the second level holds.
+void one_after_the_other() {
+    const auto plan = [](const Shape& shape, int tensors, const Caches& own) {
+        const Box box = box_of(shape, {1}, DType::f32);
+        context = text(shape);
+        return make_plan(box, Chunks(box), tensors, true, 2, 0, own);
+    };
+    for (const Shape& shape : {Shape{1, 2048, 56, 56}, {4, 512, 56, 56}, {32, 512, 28, 28}}) {
+        CHECK(plan(shape, 1, zen5).traversal == Traversal::alternate);
+        CHECK(plan(shape, 2, zen5).traversal == Traversal::slabs);
+        for (const Caches& own : {zen, xeon, silent}) CHECK(plan(shape, 2, own).traversal == Traversal::alternate);
+    }
+    CHECK(plan({8, 128, 32, 32}, 2, zen5).traversal == Traversal::alternate);  // in L3
+    const auto block = [&](const Shape& shape) { return plan(shape, 2, zen5).channel_block; };
+    CHECK(block({1, 2048, 56, 56}) == 20 && block({1, 8192, 28, 28}) == 82 && block({4, 512, 56, 56}) == 5);
+    CHECK(block({32, 512, 28, 28}) == 16);  // which read 48 KB of each sample
 }
 
 // What is only reduced is read in wider blocks, however many samples it has, unless threads then had none.
@@ -241,8 +260,9 @@ void from_the_end() {
         CHECK(from_end({3001, 131}, tensors, xeon) && from_end({3001, 131}, tensors, zen));
         CHECK(from_end({32, 64, 112, 112}, tensors, xeon) && !from_end({32, 64, 112, 112}, tensors, zen));
         for (const Shape& shape : {Shape{32, 64, 56, 56}, {32, 512, 28, 28}}) CHECK(!from_end(shape, tensors, xeon));
-        for (const Shape& shape : {Shape{32, 64, 112, 112}, {32, 64, 56, 56}}) CHECK(from_end(shape, tensors, zen5));
     }
+    for (const Shape& shape : {Shape{32, 64, 112, 112}, {32, 64, 56, 56}}) CHECK(from_end(shape, 1, zen5));
+    CHECK(from_end({32, 64, 28, 28}, 2, zen5));
 }
 
 // What large outputs are made of is fetched where the first-level cache is large, and what is reduced: of two tensors
@@ -266,6 +286,17 @@ void reads_ahead() {
         }
     }
     CHECK(ahead(small, 1, xeon).reads == 0 && ahead(small, 1, zen5).reads == 0);
+
+    // Two tensors that come through a mask from memory are fetched on either.
+    static std::uint8_t mask;
+    const Shape in_caches = {8, 200, 32, 32};
+    for (const Shape& shape : {big, in_caches}) {
+        Box box = box_of(shape, {1}, DType::f32);
+        box.mask = &mask;
+        context = text(shape);
+        CHECK(box.elements() * 4 * 2 >= 12 << 20);
+        CHECK((make_plan(box, Chunks(box), 2, true, 2, 0, zen5).ahead.reads > 0) == (shape == big));
+    }
 }
 
 // Columns end where lines do, unless they then were too wide or threads had uneven shares; with a mask where bytes do.
@@ -552,6 +583,7 @@ int main() {
     coefficients_lie_as_streamed_outputs_do();
     blocks_in_caches();
     narrow_blocks();
+    one_after_the_other();
     blocks_to_reduce_alone();
     blocks_are_even();
     many_rows();
