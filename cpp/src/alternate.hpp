@@ -170,13 +170,8 @@ class SlabTurns {
         return args;
     }
     [[gnu::always_inline]] WriteArgs write_args(int64_t b, int64_t some) const noexcept {
-        const Box& box = stages_.box;
-        const int64_t first = written_.group * Memory::coefficient_pitch(box) + written_.channels.begin + b;
-        Looked at = {};
-        for (int i = 0; i < Apply::coefficients(box); ++i)
-            at[i] = static_cast<const char*>(stages_.memory.coefficients[i]) + first * Memory::coefficient_size(box);
         const Span span = to_.span(b, some);
-        WriteArgs args = Apply::args(stages_, span, at, streams(stages_, span), kernels::RowOrder::each);
+        WriteArgs args = row_args<Apply>(stages_, span, written_.group, written_.channels.begin + b);
         args.page_ahead = stages_.ahead.page;
         // What was not read just before.
         if constexpr (Apply::access[role_residual] == Access::read) {

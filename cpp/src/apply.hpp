@@ -50,6 +50,10 @@ struct NormalizeFrom {
         RowSteps::move(args.residual, steps.of[role_residual]);
         RowSteps::move(args.mask, steps.mask);
     }
+    // To the coefficients so many bytes further on.
+    static void skip(kernels::NormalizeArgs& args, int64_t bytes) noexcept {
+        for (const void** at : {&args.hi, &args.scale, &args.shift}) RowSteps::move(*at, bytes);
+    }
     static void write(const Stages& stages, const kernels::NormalizeArgs& args) noexcept {
         stages.flavour.normalize[stages.box.pattern](args);
     }
@@ -116,6 +120,10 @@ struct InputGradOf {
         RowSteps::move(args.v, steps.of[role_v]);
         RowSteps::move(args.dresidual, steps.of[role_residual]);
     }
+    static void skip(kernels::InputGradArgs& args, int64_t bytes) noexcept {
+        for (const void** at : {&args.hi, &args.inv_std, &args.dy_hi, &args.a, &args.b, &args.c})
+            RowSteps::move(*at, bytes);
+    }
     static void write(const Stages& stages, const kernels::InputGradArgs& args) noexcept {
         stages.flavour.input_grad[stages.box.pattern](args);
     }
@@ -141,6 +149,17 @@ inline bool streams(const Stages& stages, const Span& span) noexcept {
     if (row_bytes >= (joined ? least_joined_row_bytes : least_streamed_row_bytes))
         return ends % static_cast<std::uintptr_t>(unit) == 0;
     return ends % 64 == 0 && row_bytes % 64 == 0;
+}
+
+// To write a row of each of some channels of a group, from the c-th on.
+template <class Terms>
+[[gnu::always_inline]] inline auto row_args(const Stages& stages, const Span& span, int64_t g, int64_t c) noexcept {
+    const Box& box = stages.box;
+    const int64_t first = (g * Memory::coefficient_pitch(box) + c) * Memory::coefficient_size(box);
+    Looked at = {};
+    for (int i = 0; i < Terms::coefficients(box); ++i)
+        at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + first;
+    return Terms::args(stages, span, at, streams(stages, span), kernels::RowOrder::each);
 }
 
 // Whether rows of lanes are written across: where they stay in the caches, and a part of a vector at their ends is

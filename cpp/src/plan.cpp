@@ -128,6 +128,16 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, c
     return {Traversal::two_passes, task > block ? task : block};
 }
 
+// Not in turns, where a channel has one row and rows of all operands are so short that L1 holds some.
+void go_row_by_row(Plan& plan, const Box& box, const Chunks& chunks, int operands, const Caches& own) noexcept {
+    if (plan.traversal != Traversal::alternate || box.level[channel].rank > 1) return;
+    if (box.outers() > 1 || chunks.count() > 1) return;
+    const int64_t rows = own.first * 7 / 8 / (box.inners() * item_size(box.dtype) * operands);
+    if (rows == 0) return;
+    plan.traversal = Traversal::row_by_row;
+    plan.rows_at_once = min(rows, plan.channel_block);
+}
+
 Plan plan_lanes(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, bool large,
                 const Caches& own) noexcept {
     const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
@@ -200,6 +210,10 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, chunks, tensors + more, reduces, threads, large, own)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, blocks)
                                              : plan_written_rows(box, threads);
+    // More than a thread's second level holds comes from the third: twice, in turns; once, if rows stay in the first.
+    const bool plain_backward = tensors == 2 && more == 0 && !box.mask && !is_half(box.dtype);
+    if (plain_backward && cached && bytes * (tensors + 1) > own.second * 3 / 4 * threads && third_is_quick(own))
+        go_row_by_row(plan, box, chunks, tensors + 1, own);
     if (cached)
         plan.reading = kernels::Reading::cached;
     else if (bytes * tensors > least_alone_bytes && third_is_quick(own))

@@ -9,6 +9,7 @@ namespace batchnorm {
 
 enum class Traversal : std::uint8_t {
     alternate,   // Pattern::row, channel by channel, reading one while the one before it is written
+    row_by_row,  // Pattern::row, where a channel has one row: reduce, merge, apply some rows at a time, in L1
     slabs,       // each block of channels: reduce, merge, apply, while the block is still in cache
     two_passes,  // reduce all, merge all, apply all, each in memory order
 };
@@ -24,7 +25,8 @@ struct Ahead {
 
 struct Plan {
     Traversal traversal;
-    int64_t channel_block;  // channels that one task takes
+    int64_t channel_block;     // channels that one task takes
+    int64_t rows_at_once = 0;  // of them, row by row
     kernels::Reading reading = kernels::Reading::fetched;
     bool stream = false;    // whether outputs are written past them
     bool from_end = false;  // whether what was read before is read again from its end
@@ -51,7 +53,7 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
 // The same for a call that reduces and writes nothing: what it reads need not stay in cache.
 Plan to_reduce_alone(Plan plan, const Box& box, int threads) noexcept;
 
-// Channels whose rows are reduced side by side; no plan has more of them in a block that alternates.
+// Channels whose rows are reduced side by side; no plan has more of them in a block that alternates or goes row by row.
 inline constexpr int64_t most_row_block = 32;
 
 // No plan has a larger block in Pattern::lane.

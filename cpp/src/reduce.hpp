@@ -32,7 +32,8 @@ struct Pivots {
 struct MomentSums {
     static constexpr Access access[roles] = {Access::read};
     static constexpr int sums = 2;
-    static constexpr bool takes_channels = true;  // its kernel, a row of each in one call
+    static constexpr bool takes_channels = true;    // its kernel, a row of each in one call
+    static constexpr bool goes_row_by_row = false;  // row_by_row.hpp
 
     const Stages& stages;
     const Pivots pivots;
@@ -72,7 +73,7 @@ struct WeightedMomentSums {
     static constexpr Access access[roles] = {Access::read, Access::none, Access::none, Access::none,
                                              Access::none, Access::none, Access::read};
     static constexpr int sums = 3;
-    static constexpr bool takes_channels = false;
+    static constexpr bool takes_channels = false, goes_row_by_row = false;
 
     const Stages& stages;
     const Pivots pivots;
@@ -115,7 +116,7 @@ struct ProductSums {
                                              Access::read,
                                              u == role_v || z == role_v ? Access::read : Access::none};
     static constexpr int sums = 2;
-    static constexpr bool takes_channels = true;
+    static constexpr bool takes_channels = true, goes_row_by_row = true;
 
     const Stages& stages;
     const double* means;  // of the group
@@ -155,6 +156,11 @@ struct ProductSums {
         RowSteps::move(args.x, steps.of[z]);
         RowSteps::move(args.y, steps.of[role_y]);
         RowSteps::move(args.mask, steps.mask);
+    }
+    // To channels so many further on.
+    static void skip(kernels::RowGradSumsArgs& args, int64_t channels) noexcept {
+        RowSteps::move(args.mean.first, channels * args.mean.next);
+        for (double*& total : args.to.totals) total += channels;
     }
     void add(const kernels::RowGradSumsArgs& args) const noexcept { stages.flavour.row_grad_sums(args); }
     void add(const Batch& batch, const void* around, const Sums& to) const noexcept {

@@ -6,6 +6,7 @@
 #include "parallel.hpp"
 #include "plan.hpp"
 #include "reduce.hpp"
+#include "row_by_row.hpp"
 #include "thread_count.hpp"
 
 namespace batchnorm {
@@ -32,6 +33,12 @@ struct Run {
         switch (plan.traversal) {
             case Traversal::alternate:
                 if constexpr (Reduce::takes_channels) each_alternately<Reduce, Apply>(merge);
+                return;
+            case Traversal::row_by_row:
+                if constexpr (Reduce::goes_row_by_row)
+                    each_block(team, plan.channel_block, [&](int64_t g, Range channels, int) {
+                        row_by_row<Reduce, Apply>(stages, plan.rows_at_once, g, channels, merge);
+                    });
                 return;
             case Traversal::slabs:
                 return each_slab<Reduce>(

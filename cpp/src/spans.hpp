@@ -25,7 +25,7 @@ struct Span {
     int64_t mask_stride = 0;
 };
 
-// What rows move by, in bytes, from one outer index to the next.
+// What rows move by, in bytes, from one outer index to the next, or to channels further on.
 struct RowSteps {
     int64_t of[roles] = {};
     int64_t mask = 0;
@@ -68,6 +68,15 @@ class DirectRows {
         for (int i = 0; i < count_; ++i)
             steps.of[used_[i]] = box_.level[outer].rank == 0 ? 0 : box_.operand[used_[i]].stride[outer][0];
         steps.mask = box_.mask_stride();
+        return steps;
+    }
+
+    RowSteps channel_steps(int64_t channels) const noexcept {
+        RowSteps steps;
+        for (int i = 0; i < count_; ++i)
+            steps.of[used_[i]] =
+                box_.level[channel].rank == 0 ? 0 : channels * box_.operand[used_[i]].stride[channel][0];
+        steps.mask = channels * box_.mask_pitch();
         return steps;
     }
 

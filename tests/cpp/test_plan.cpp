@@ -18,7 +18,7 @@ using batchnorm::Traversal;
 using batchnorm::kernels::Reading;
 
 constexpr const char* pattern_names[] = {"row", "lane"};
-constexpr const char* traversal_names[] = {"alternate", "slabs", "two passes"};
+constexpr const char* traversal_names[] = {"alternate", "row by row", "slabs", "two passes"};
 
 // Those of Zen 4 and of a recent Intel Xeon; and of systems that say nothing, or of large ones.
 constexpr Caches zen = {32 << 10, 1 << 20}, zen5 = {48 << 10, 1 << 20}, xeon = {48 << 10, 2 << 20}, silent = {0, 0},
@@ -92,6 +92,7 @@ void ways() {
              {{6, 4, 256, 192}, {1}, row, 1, 1, alternate, alternate},
              {{3, 9, 13, 29, 31}, {0, 2}, row, 1, 1, alternate, alternate},
              {{12, 31, 29, 31}, {0, 1}, row, 1, 1, alternate, alternate},
+             {{1, 401, 24, 25}, {1}, row, 1, 1, alternate, alternate},
              // Cached, though as large as what is streamed backward.
              {{16384, 128}, {1}, lane, 1, 2, passes, passes},
              {{64, 512, 8, 8}, {1}, lane, 64, 1, slabs, slabs},
@@ -187,6 +188,30 @@ void one_after_the_other() {
     const auto block = [&](const Shape& shape) { return plan(shape, 2, zen5).channel_block; };
     CHECK(block({1, 2048, 56, 56}) == 20 && block({1, 8192, 28, 28}) == 82 && block({4, 512, 56, 56}) == 5);
     CHECK(block({32, 512, 28, 28}) == 16);  // which read 48 KB of each sample
+}
+
+// Where the third level is quick, a channel's one row is written as soon as it is reduced, if what two threads have of
+// all operands is more than their second level holds, and L1 holds some rows.
+void row_by_row() {
+    const auto plan = [](const Shape& shape, int tensors, const Caches& own, int more = 0, bool masked = false,
+                         DType dtype = DType::f32) {
+        static std::uint8_t mask;
+        Box box = box_of(shape, {1}, dtype);
+        if (masked) box.mask = &mask;
+        context = text(shape);
+        return make_plan(box, Chunks(box), tensors, true, 2, more, own);
+    };
+    const Shape shape = {1, 401, 24, 25};
+    CHECK(plan(shape, 2, zen5).traversal == Traversal::row_by_row);
+    CHECK(plan(shape, 2, zen5).rows_at_once == 5 && plan({1, 64, 56, 56}, 2, zen5).rows_at_once == 1);
+    CHECK(plan(shape, 2, zen5, 0, false, DType::f64).rows_at_once == 2);
+    for (const Plan& turns :
+         {plan(shape, 1, zen5), plan(shape, 2, zen), plan(shape, 2, xeon), plan(shape, 2, zen5, 1),
+          plan(shape, 2, zen5, 0, true), plan(shape, 2, zen5, 0, false, DType::f16), plan({1, 128, 28, 28}, 2, zen5),
+          plan({2, 401, 24, 25}, 2, zen5), plan({1, 64, 64, 64}, 2, zen5)}) {
+        CHECK_DETAIL(turns.traversal == Traversal::alternate, traversal_names[static_cast<int>(turns.traversal)]);
+        CHECK(turns.rows_at_once == 0);
+    }
 }
 
 // What is only reduced is read in wider blocks, however many samples it has, unless threads then had none.
@@ -492,8 +517,8 @@ void written_planes() {
 
 void check_plan(const Box& box, const Plan& plan) {
     CHECK(plan.channel_block >= 1 && plan.channel_block <= box.channels());
-    if (plan.traversal == Traversal::alternate) {
-        CHECK(plan.channel_block <= batchnorm::most_row_block);
+    if (plan.traversal == Traversal::alternate || plan.traversal == Traversal::row_by_row) {
+        CHECK(plan.channel_block <= batchnorm::most_row_block && plan.rows_at_once <= plan.channel_block);
         CHECK(box.pattern == Pattern::row);
     }
     if (box.pattern == Pattern::row) return;
@@ -584,6 +609,7 @@ int main() {
     blocks_in_caches();
     narrow_blocks();
     one_after_the_other();
+    row_by_row();
     blocks_to_reduce_alone();
     blocks_are_even();
     many_rows();

@@ -69,6 +69,7 @@ IN_TURNS = {
     "three channels, by chunks": ((70, 3, 23, 25), 1, None),
     "groups of channels": ((3, 9, 13, 29, 31), (0, 2), None),
     "instances": ((12, 31, 29, 31), (0, 1), None),
+    "one sample": ((1, 401, 24, 25), 1, None),  # row by row, where L3 is quick
     "rows of one turn": ((17, 61, 256), (1,), (0, 1, 2)),
     "two kept axes, swapped": ((5, 40, 11, 513), (1, 2), (0, 2, 1, 3)),  # rows of 40 channels at one distance
 }

@@ -1,0 +1,91 @@
+"""The same bits whatever caches a processor has: how a call goes through the box depends on them, its chunks do not.
+
+So the ways of other processors are taken here as well, in processes that are told of their caches."""
+
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checks import all_results, random_like
+from child import run_python
+from cpp_build import run, tool
+from test_traversals import COLUMNS, IN_TURNS, PLANES, STREAMED, inputs
+
+import batchnorm as bn
+
+SOME = ("streamed rows", "streamed planes", "many samples", "planes of 13x13", "NC in slabs", "NHWC")
+CASES = IN_TURNS | {name: (STREAMED | PLANES | COLUMNS)[name] for name in SOME}
+# Bytes of the first and second level: of Zen 4, Zen 5, a recent Intel Xeon, a system that says nothing, a large one.
+CACHES = {
+    "Zen 4": (32 << 10, 1 << 20),
+    "Zen 5": (48 << 10, 1 << 20),
+    "Xeon": (48 << 10, 2 << 20),
+    "unknown": (0, 0),
+    "large": (128 << 10, 16 << 20),
+}
+OTHER_CACHES = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <unistd.h>
+long sysconf(int name) {
+    if (name == _SC_LEVEL1_DCACHE_SIZE) return atol(getenv("FIRST_CACHE"));
+    if (name == _SC_LEVEL2_CACHE_SIZE) return atol(getenv("SECOND_CACHE"));
+    return ((long (*)(int))dlsym(RTLD_NEXT, "sysconf"))(name);
+}
+"""
+
+
+def results(case, dtype):
+    """Every array that every function returns, and those through a mask."""
+    x, dy, axis = inputs(case, dtype)
+    yield from (array for some in all_results(x, axis, 2) for array in some)
+    for activation in ("relu", "leaky_relu"):
+        y, saved = bn.batch_norm(x, axis=axis, activation=activation, residual=dy, threads=2)
+        yield from (y, *bn.batch_norm_backward(random_like(x), x, saved, need_dresidual=True, threads=2))
+
+
+def digests():
+    """name: a digest of all results, in float32 and, of what is not large, in float64."""
+    kinds = [(name, np.float32) for name in CASES] + [(name, np.float64) for name in IN_TURNS]
+    found = {}
+    for name, dtype in kinds:
+        digest = hashlib.sha256()
+        for array in results(CASES[name], dtype):
+            digest.update(np.ascontiguousarray(array))
+        found[f"{name}, {dtype.__name__}"] = digest.hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def own():
+    return digests()
+
+
+@pytest.fixture(scope="module")
+def preloaded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("caches")
+    (folder / "caches.c").write_text(OTHER_CACHES)
+    run(tool("cc"), "-shared", "-fPIC", "-o", folder / "caches.so", folder / "caches.c", "-ldl")
+    return folder / "caches.so"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="where the C library is asked for caches")
+@pytest.mark.parametrize("processor", CACHES)
+def test_same_bits(processor, own, preloaded):
+    first, second = map(str, CACHES[processor])
+    done = run_python(__file__, LD_PRELOAD=str(preloaded), FIRST_CACHE=first, SECOND_CACHE=second)
+    assert done.returncode == 0, done.stderr
+    told, *found = done.stdout.splitlines()
+    assert told == f"{first} {second}"
+    assert found == [f"{name}: {digest}" for name, digest in own.items()]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    print(os.sysconf(188), os.sysconf(191))  # glibc's _SC_LEVEL1_DCACHE_SIZE and _SC_LEVEL2_CACHE_SIZE
+    print(*(f"{name}: {digest}" for name, digest in digests().items()), sep="\n")
