@@ -86,12 +86,10 @@ Plan plan_written_rows(const Box& box, int threads) noexcept {
 }
 
 // Of blocks of channels: what the caches have room for; what one reads of each sample in one go, if that has room, but
-// not less than so much; and whether one is written while the next one is read. If not, of few samples a block reads
-// more in one go: what the second-level cache still has of it when it is written.
+// not less than so much. Up to most_alone they are not written while the next one is read, but before that; then they
+// read more of few samples in one go: what the second-level cache has of it when it is written.
 struct BlockBytes {
-    int64_t most, in_one_go, least_in_one_go;
-    bool in_turns;
-    int64_t kept;
+    int64_t most, in_one_go, least_in_one_go, most_alone, kept;
 };
 
 Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, const BlockBytes& bytes) noexcept {
@@ -113,12 +111,12 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, c
     // Weighted elements are not reduced in turns.
     if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_alternate_row_bytes &&
         channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads) {
-        const int64_t block = bytes.in_turns ? block_of(min(contiguous, most_row_block))
-                                             : block_of(max(contiguous, bytes.kept / channel_bytes));
+        const int64_t alone = block_of(max(contiguous, bytes.kept / channel_bytes));
+        const bool in_turns = alone * channel_bytes > bytes.most_alone;
+        const int64_t block = in_turns ? block_of(min(contiguous, most_row_block)) : alone;
         // With v there are more reductions than one, each a pass of its own.
         const bool long_enough = block * row_bytes >= bytes.least_in_one_go || box.operand[role_v].data;
-        if (long_enough || !box.channels_follow())
-            return {bytes.in_turns ? Traversal::alternate : Traversal::slabs, block};
+        if (long_enough || !box.channels_follow()) return {in_turns ? Traversal::alternate : Traversal::slabs, block};
         return {Traversal::two_passes, even_share(box.channels(), most_row_block, 1)};
     }
 
@@ -202,11 +200,14 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const bool cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
     // Lanes go through caches that have all; of backward 8 MB are both.
     const bool large = bytes >= large_bytes[reduces ? tensors : 0] && !(cached && box.pattern == Pattern::lane);
-    // Where the third level is quick, two tensors from memory take longer beside an output than before it.
-    const bool in_turns = cached || tensors == 1 || !third_is_quick(own);
+    // Where the third level is quick, two tensors from memory take longer beside an output than before it; if it has a
+    // part of them, only blocks do that the second level has.
+    int64_t most_alone = 0;
+    if (tensors == 2 && !cached && third_is_quick(own))
+        most_alone = bytes >= large_bytes[0] ? 2 * cached_bytes : own.second;
     const BlockBytes blocks{second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes,
                             contiguous_bytes / (large && third_is_quick(own) ? 2 : 1),
-                            !cached && third_is_quick(own) ? least_in_one_go : 0, in_turns, own.second / 2};
+                            !cached && third_is_quick(own) ? least_in_one_go : 0, most_alone, own.second / 2};
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, chunks, tensors + more, reduces, threads, large, own)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, blocks)
                                              : plan_written_rows(box, threads);
@@ -224,7 +225,8 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const int64_t block_size = plan.channel_block * box.values() * item_size(box.dtype) * (tensors + more);
     if (plan.traversal == Traversal::two_passes) plan.from_end = !plan.stream || second_is_large(own);
     if (plan.traversal == Traversal::alternate) plan.from_end = reads_far_ahead(own) && 2 * block_size > own.second;
-    const bool follows = tensors == 2 && third_is_quick(own) && (cached || !box.mask);
+    const bool masked = box.mask && !cached && plan.traversal != Traversal::alternate;
+    const bool follows = tensors == 2 && third_is_quick(own) && !masked;
     const bool reads_ahead = bytes * tensors >= least_read_ahead && !follows;
     if (reads_far_ahead(own))
         plan.ahead = {reads_ahead ? large_ahead : 0, large ? large_ahead : 0};

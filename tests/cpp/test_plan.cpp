@@ -172,7 +172,8 @@ void narrow_blocks() {
 }
 
 // Where the third level is quick, blocks of two tensors from memory are written after they were read, not beside the
-// next one: and are, of few samples, as many as half of the second level holds.
+// next one, if the second level holds them or the third has little of the tensors: and are, of few samples, as many as
+// half of the second level holds.
 void one_after_the_other() {
     const auto plan = [](const Shape& shape, int tensors, const Caches& own) {
         const Box box = box_of(shape, {1}, DType::f32);
@@ -184,7 +185,10 @@ void one_after_the_other() {
         CHECK(plan(shape, 2, zen5).traversal == Traversal::slabs);
         for (const Caches& own : {zen, xeon, silent}) CHECK(plan(shape, 2, own).traversal == Traversal::alternate);
     }
-    CHECK(plan({8, 128, 32, 32}, 2, zen5).traversal == Traversal::alternate);  // in L3
+    for (const Shape& shape : {Shape{2, 512, 56, 56}, {8, 768, 28, 28}, {32, 64, 56, 56}})
+        CHECK(plan(shape, 2, zen5).traversal == Traversal::slabs);
+    for (const Shape& shape : {Shape{8, 128, 32, 32}, {16, 96, 56, 56}, {32, 192, 28, 28}})
+        CHECK(plan(shape, 2, zen5).traversal == Traversal::alternate);
     const auto block = [&](const Shape& shape) { return plan(shape, 2, zen5).channel_block; };
     CHECK(block({1, 2048, 56, 56}) == 20 && block({1, 8192, 28, 28}) == 82 && block({4, 512, 56, 56}) == 5);
     CHECK(block({32, 512, 28, 28}) == 16);  // which read 48 KB of each sample
