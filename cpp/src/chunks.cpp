@@ -8,6 +8,8 @@ constexpr int64_t target_elements = 32768;
 // Channels-last: rows of a chunk, so that its row of slots stays a few per cent of what is read, and chunks at most.
 constexpr int64_t least_chunk_rows = 128;
 constexpr int64_t most_lane_chunks = 256;
+// Of each thread, to write them in columns.
+constexpr int64_t many_lanes = 8192;
 // So many that it does not matter how they share out among threads.
 constexpr int64_t most_uneven_chunks = 32;
 
@@ -26,9 +28,12 @@ Chunks::Chunks(const Box& box) noexcept
 
 Chunks Chunks::to_write(const Box& box, int threads) noexcept {
     if (box.pattern == Pattern::lane) {
-        // Rows for every thread: those that write columns of a row take lines from each other.
+        // Rows for every thread: those that write columns of a row take lines from each other. But columns, where these
+        // are many and what they look up is written out first, for all rows of one.
         Chunks chunks(box);
-        if (const int64_t each = ceil_div(threads, box.groups()); chunks.outer_count < each) chunks.cut_outers(each);
+        const bool many_columns = box.plane > 1 && box.lanes() >= many_lanes * threads;
+        const int64_t each = ceil_div(threads, box.groups());
+        if (chunks.outer_count < each && !many_columns) chunks.cut_outers(each);
         return chunks;
     }
     if (!box.channels_follow()) return Chunks(box);

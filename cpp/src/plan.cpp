@@ -46,7 +46,8 @@ constexpr int64_t least_alternate_row_bytes = 256, least_written_row_bytes = 64;
 constexpr int64_t most_written_plane = 100;
 // Pattern::lane. A block of columns, in L2, where the third level is slow of no more rows than these, and of a large
 // tensor no more than those; and of it, rows of all operands and their coefficients, in 7/8 of L1.
-// (Lanes that share statistics gain nothing by a larger one; and one larger still would hold more than most_lanes.)
+// (Lanes that share statistics gain nothing by a larger one, where the third level is slow; and one larger still would
+// hold more than most_lanes.)
 constexpr int64_t slab_bytes = 1 << 20, most_slab_rows = 256, most_large_slab_rows = 384;
 constexpr int64_t most_first_cache = 64 << 10;
 
@@ -138,7 +139,8 @@ void go_row_by_row(Plan& plan, const Box& box, const Chunks& chunks, int operand
 
 Plan plan_lanes(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, bool large,
                 const Caches& own) noexcept {
-    const int64_t first_cache = own.first > 0 && box.plane == 1 ? min(own.first, most_first_cache) : usual_first_cache;
+    const bool uses_first = own.first > 0 && (box.plane == 1 || third_is_quick(own));
+    const int64_t first_cache = uses_first ? min(own.first, most_first_cache) : usual_first_cache;
     const int64_t unit = item_size(box.dtype), all = box.lanes();
     // Blocks of even shares of at most so many lanes, of each of so many parts. They end where a cache line does (of
     // 16-bit elements half a line: whole ones of large planes would be more lanes than a block may have), or a half of
@@ -151,7 +153,10 @@ Plan plan_lanes(const Box& box, const Chunks& chunks, int tensors, bool reduces,
         const int64_t whole_lines = whole_channels(min(64 / unit, most_lanes / most_plane_lanes), box);
         int64_t step = whole_lines;
         while (step > ceil_div(lanes, box.plane) && step > least_step) step /= 2;
-        const int64_t block = in_steps(most, step, box);
+        // Even shares rounded up, if that fits and leaves them even: rounded down there would be a block more.
+        const int64_t up = ceil_div(most, step) * step;
+        const bool fits = up * box.plane <= lanes && !uneven(parts * box.channels(), up, threads, 10);
+        const int64_t block = in_steps(fits ? up : most, step, box);
         if (!uneven(parts * box.channels(), block, threads, step < whole_lines ? 10 : 5)) return block;
         return in_steps(even_share(box.channels(), most, threads), least_step, box);
     };

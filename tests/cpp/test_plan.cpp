@@ -345,6 +345,32 @@ void even_columns() {
     CHECK(block({256, 384, 13, 13}, 2, true) == 8);
 }
 
+// Columns of small planes are as wide as L1 allows, where the third level is quick. Even shares are rounded up to whole
+// lines, if L1 has room and threads get about as many.
+void wide_columns() {
+    const auto block = [](const Shape& shape, int tensors, const Caches& own) {
+        const Box box = box_of(shape, {1}, DType::f32);
+        context = text(shape);
+        return make_plan(box, Chunks(box), tensors, true, 2, 0, own).channel_block;
+    };
+    CHECK(block({64, 512, 3, 3}, 2, zen) == 80 && block({64, 512, 3, 3}, 2, zen5) == 128);
+    CHECK(block({64, 1024, 3, 3}, 1, zen5) == 176);  // six blocks, where 160 would make seven
+    CHECK(block({64, 3000}, 1, zen5) == 1504);
+}
+
+// Few rows of small planes are written in columns if each thread gets many; all others by rows for each thread.
+void columns_to_write() {
+    const auto parts = [](const Shape& shape, int threads) {
+        const Box box = box_of(shape, {1}, DType::f32);
+        context = text(shape);
+        CHECK(box.pattern == Pattern::lane);
+        return Chunks::to_write(box, threads).count();
+    };
+    CHECK(parts({32, 512, 7, 7}, 2) == 1 && parts({32, 512, 7, 7}, 4) == 4);
+    CHECK(parts({32, 256, 7, 7}, 2) == 2 && parts({32, 25088}, 2) == 2);
+    CHECK(parts({256, 512, 7, 7}, 2) == 2);
+}
+
 // Outputs are fetched, unless threads have short shares of each row.
 void outputs_ahead() {
     const auto ahead = [](const Shape& shape, int threads) {
@@ -620,6 +646,8 @@ int main() {
     from_the_end();
     reads_ahead();
     even_columns();
+    wide_columns();
+    columns_to_write();
     outputs_ahead();
     outputs_of_a_quick_level();
     rows_to_come();
