@@ -42,9 +42,9 @@ class Buffers:
     out: Array
 
 
-def buffers(case: Case, dtype: npt.DTypeLike) -> Buffers:
-    """Allocate and fill."""
-    x, dy, out = (aligned(case.size, dtype, offset) for offset in (_X, _DY, _OUT))
+def buffers(case: Case, dtype: npt.DTypeLike, past: int = 0) -> Buffers:
+    """Allocate and fill; so many bytes past a cache line."""
+    x, dy, out = (aligned(case.size, dtype, offset + past) for offset in (_X, _DY, _OUT))
     for seed, array in enumerate((x, dy)):
         values = np.random.default_rng(seed).standard_normal(min(_RANDOM, case.size), np.float32).astype(dtype)
         for start in range(0, case.size, _RANDOM):

@@ -114,6 +114,7 @@ class Settings:
     quick: bool
     large_numpy: bool
     wait: float  # seconds, for a quiet machine, before each row
+    past: int  # bytes past a cache line, where arrays start
 
 
 @dataclass(frozen=True)

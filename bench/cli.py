@@ -85,6 +85,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="before a row, until other processes are quiet; default: 0",
     )
     which.add_argument(
+        "--past",
+        type=int,
+        choices=(0, 8, 16, 32, 48),
+        default=0,
+        help="bytes past a cache line that arrays start: NumPy's own large ones by 16; default: 0, as PyTorch's",
+    )
+    which.add_argument(
         "--no-compile",
         action="store_false",
         dest="compile",
@@ -157,6 +164,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         raise SystemExit(f"unknown peers {', '.join(sorted(unknown))}; known are {', '.join(PEERS)}")
     if "bfloat16" in (arguments.dtype or ()):
         raise SystemExit("--dtype=bfloat16 is for --gpu; --variants measures 16 bits beside float32")
+    if arguments.past and (arguments.step or arguments.variants):
+        raise SystemExit("--past is for calls of the functions, not for --step or --variants")
     return Settings(
         case=tuple(arguments.case),
         tasks=tuple(arguments.task or TASKS),
@@ -168,6 +177,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         quick=quick and not arguments.case,
         large_numpy=arguments.large_numpy,
         wait=arguments.wait,
+        past=arguments.past,
     )
 
 

@@ -42,7 +42,7 @@ def measure_functions(settings: Settings, pages: Pages, emit: Emit) -> None:
     for job in jobs(settings, pages):
         if holds != (job.case, job.dtype):
             memory = None  # given back first: two large tensors need not fit
-            memory, holds = buffers(job.case, job.dtype), (job.case, job.dtype)
+            memory, holds = buffers(job.case, job.dtype, settings.past), (job.case, job.dtype)
             if pages == "kept":
                 reserve_pages(job.case, job.dtype)
         assert memory is not None

@@ -18,7 +18,7 @@ from batchnorm.bench.copies import Copies
 
 ALL = Settings(
     case=(), tasks=TASKS, layouts=LAYOUTS, dtypes=DTYPES, threads=(1, 2), peers=(), runs=1, quick=False,
-    large_numpy=False, wait=0,
+    large_numpy=False, wait=0, past=0,
 )  # fmt: skip
 
 PEERS = {"pytorch": ("torch", "PyTorch"), "jax": ("jax", "JAX"), "numpy": ("numpy", "NumPy")}
@@ -364,6 +364,26 @@ def test_quick_run(tmp_path):
     assert found["machine"]["versions"]["NumPy"] == np.__version__
     assert found["machine"]["threads"] == 2
     assert found["settings"]["runs"] == 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_past_a_line(layout, dtype):
+    small = case("2x8x8x8")
+    given = arrays.problem(small, layout, arrays.buffers(small, dtype, 16))
+    assert all(array.ctypes.data % 64 == 16 for array in (given.x, given.dy, given.out))
+    for copy in copies().contestants(given, 2):
+        given.out[...] = 0
+        check.check_copy(copy.name, copy.results()["copy"], given.x)
+
+
+def test_run_past_a_line(tmp_path):
+    found, _ = measured(tmp_path, "--quick", "--case=2x8x8x8", "--peers=numpy", "--runs=1", "--past=16")
+    assert found["settings"]["past"] == 16
+    assert len(found["rows"]) == len(LAYOUTS) * len(TASKS)
+    done = bench("--step", "--past=16")
+    assert done.returncode != 0
+    assert "--past is for calls of the functions" in done.stderr
 
 
 @pytest.mark.parametrize("peer", [*PEERS, "onednn"])
