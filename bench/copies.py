@@ -34,7 +34,7 @@ class Copies:
         self._copy(self.names.index(name), y.ctypes.data, x.ctypes.data, x.nbytes, threads)
 
     def contestants(self, problem: Problem, threads: int) -> list[Contestant]:
-        """One for each way, with prepared arguments: of whole lines, from that on in which both start."""
+        """One for each way, with prepared arguments: from the start of the line on in which both arrays start."""
         x, out = problem.x, problem.out
         past = x.ctypes.data % 64
         assert out.ctypes.data % 64 == past  # what lies before them is theirs, too (arrays.aligned)

@@ -464,6 +464,9 @@ def wanted_of(arguments: argparse.Namespace) -> Wanted:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report; the exit status."""
+    if arguments.past:
+        print("--past is for calls on the CPU, not for --gpu")
+        return 2
     unknown = set(arguments.dtype or ()) - set(DTYPES)
     if unknown:
         print(f"--gpu measures {' and '.join(DTYPES)}, not {', '.join(sorted(unknown))}")

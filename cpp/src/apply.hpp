@@ -120,6 +120,7 @@ struct InputGradOf {
         RowSteps::move(args.v, steps.of[role_v]);
         RowSteps::move(args.dresidual, steps.of[role_residual]);
     }
+    // Without v, whose coefficients stay.
     static void skip(kernels::InputGradArgs& args, int64_t bytes) noexcept {
         for (const void** at : {&args.hi, &args.inv_std, &args.dy_hi, &args.a, &args.b, &args.c})
             RowSteps::move(*at, bytes);

@@ -28,8 +28,8 @@ Chunks::Chunks(const Box& box) noexcept
 
 Chunks Chunks::to_write(const Box& box, int threads) noexcept {
     if (box.pattern == Pattern::lane) {
-        // Rows for every thread: those that write columns of a row take lines from each other. But columns, where these
-        // are many and what they look up is written out first, for all rows of one.
+        // Rows for every thread: those that write columns of a row take lines from each other. But of small planes,
+        // with many columns, each column's coefficients are then written out once, not once for each part of its rows.
         Chunks chunks(box);
         const bool many_columns = box.plane > 1 && box.lanes() >= many_lanes * threads;
         const int64_t each = ceil_div(threads, box.groups());

@@ -30,7 +30,8 @@ struct Chunks {
     constexpr Range inner_range(int64_t k) const noexcept { return range(k % inner_count, inner_step, inners); }
     constexpr int64_t values(int64_t k) const noexcept { return outer_range(k).size() * inner_range(k).size() * plane; }
 
-    // Of what is only written, where nothing is added up: in the order of memory, and some for each thread.
+    // Of what is written, where nothing is added up: in the order of memory, and some for each thread, unless these
+    // have columns of small planes.
     static Chunks to_write(const Box& box, int threads) noexcept;
 
   private:

@@ -9,12 +9,15 @@ namespace {
 
 // What a thread may expect to find in its caches on the second reading.
 constexpr int64_t cached_bytes = 4 << 20;
+// What a channel may have at most, for blocks of channels that are reduced and written.
+constexpr int64_t most_channel_bytes = 2 * cached_bytes;
 // A second-level cache larger than this goes with a third level so slow that a block of channels should stay in the
 // former, beside the block that is read meanwhile; but not in pieces shorter than that.
 constexpr int64_t small_own_cache = 1 << 20, least_contiguous_bytes = 12288;
 // A first-level cache larger than this goes with so many reads in flight (Zen 5, Intel's) that the processor is to
 // fetch so far ahead what large outputs are made of; and what is reduced, if it is so much that it may come from
-// memory, but not two tensors of it where the third level is quick, unless they come through a mask.
+// memory, but not two tensors of it where the third level is quick, unless they come through a mask and nothing is
+// written meanwhile.
 constexpr int64_t usual_first_cache = 32 << 10, large_ahead = 6144, least_read_ahead = 12 << 20;
 // Other processors wait for a page's address when they stream to it; such a one waits for the line that it was asked
 // by.
@@ -27,6 +30,8 @@ constexpr int64_t large_bytes[] = {24 << 20, 16 << 20, 8 << 20};
 // that are reduced together come from memory in the end, and there quickest one row after the other, where the
 // third level is quick.
 constexpr int64_t shared_cache_bytes = 24 << 20, least_alone_bytes = 32 << 20;
+// Of one tensor so large, where two are reduced, the third level has next to nothing.
+constexpr int64_t least_uncached_bytes = 24 << 20;
 // Work of a task of the two passes, and memory that a block of channels should read in one go: half as much of large
 // tensors where the third level is quick. There two passes in memory order are quicker than blocks that, of many
 // samples, must be so narrow that they read less than this.
@@ -64,7 +69,9 @@ constexpr bool uneven(int64_t channels, int64_t block, int threads, int64_t shar
 constexpr bool second_is_large(const Caches& own) noexcept { return own.second > small_own_cache; }
 constexpr bool reads_far_ahead(const Caches& own) noexcept { return own.first > usual_first_cache; }
 // Zen 5, of the processors that were measured.
-constexpr bool third_is_quick(const Caches& own) noexcept { return reads_far_ahead(own) && !second_is_large(own); }
+constexpr bool third_is_quick(const Caches& own) noexcept {
+    return reads_far_ahead(own) && own.second > 0 && !second_is_large(own);
+}
 
 // How many channels together have a multiple of so many lanes, a power of two.
 int64_t whole_channels(int64_t lanes, const Box& box) noexcept {
@@ -87,10 +94,10 @@ Plan plan_written_rows(const Box& box, int threads) noexcept {
 }
 
 // Of blocks of channels: what the caches have room for; what one reads of each sample in one go, if that has room, but
-// not less than so much. Up to most_alone they are not written while the next one is read, but before that; then they
-// read more of few samples in one go: what the second-level cache has of it when it is written.
+// not less than so much. Blocks up to most_in_slabs are written before the next one is read, not meanwhile; of few
+// samples they then read more in one go, half of what the second-level cache holds.
 struct BlockBytes {
-    int64_t most, in_one_go, least_in_one_go, most_alone, kept;
+    int64_t most, in_one_go, least_in_one_go, most_in_slabs, half_of_second;
 };
 
 Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, const BlockBytes& bytes) noexcept {
@@ -111,10 +118,10 @@ Plan plan_rows(const Box& box, const Chunks& chunks, int tensors, int threads, c
 
     // Weighted elements are not reduced in turns.
     if (box.direct() && !box.operand[role_weights].data && row_bytes >= least_alternate_row_bytes &&
-        channel_bytes <= 2 * cached_bytes && box.statistics() >= 2 * threads) {
-        const int64_t alone = block_of(max(contiguous, bytes.kept / channel_bytes));
-        const bool in_turns = alone * channel_bytes > bytes.most_alone;
-        const int64_t block = in_turns ? block_of(min(contiguous, most_row_block)) : alone;
+        channel_bytes <= most_channel_bytes && box.statistics() >= 2 * threads) {
+        const int64_t slab = block_of(max(contiguous, bytes.half_of_second / channel_bytes));
+        const bool in_turns = slab * channel_bytes > bytes.most_in_slabs;
+        const int64_t block = in_turns ? block_of(min(contiguous, most_row_block)) : slab;
         // With v there are more reductions than one, each a pass of its own.
         const bool long_enough = block * row_bytes >= bytes.least_in_one_go || box.operand[role_v].data;
         if (long_enough || !box.channels_follow()) return {in_turns ? Traversal::alternate : Traversal::slabs, block};
@@ -170,7 +177,7 @@ Plan plan_lanes(const Box& box, const Chunks& chunks, int tensors, bool reduces,
     if (reduces && few_rows && fitting * unit >= least_row_bytes &&
         box.groups() * all * unit >= least_share_bytes * threads)
         return {Traversal::slabs, blocks_of(fitting, threads, box.groups())};
-    // What is only written is cut into parts by outer indices.
+    // What is only written is cut into parts by outer indices, but for many columns (Chunks::to_write).
     return {Traversal::two_passes, blocks_of(in_l1, 1, reduces ? box.groups() * chunks.count() : box.outers())};
 }
 
@@ -207,16 +214,17 @@ Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, 
     const bool large = bytes >= large_bytes[reduces ? tensors : 0] && !(cached && box.pattern == Pattern::lane);
     // Where the third level is quick, two tensors from memory take longer beside an output than before it; if it has a
     // part of them, only blocks do that the second level has.
-    int64_t most_alone = 0;
+    int64_t most_in_slabs = 0;
     if (tensors == 2 && !cached && third_is_quick(own))
-        most_alone = bytes >= large_bytes[0] ? 2 * cached_bytes : own.second;
+        most_in_slabs = bytes >= least_uncached_bytes ? most_channel_bytes : own.second;
     const BlockBytes blocks{second_is_large(own) ? own.second * (large ? 2 : 1) / 5 : cached_bytes,
                             contiguous_bytes / (large && third_is_quick(own) ? 2 : 1),
-                            !cached && third_is_quick(own) ? least_in_one_go : 0, most_alone, own.second / 2};
+                            !cached && third_is_quick(own) ? least_in_one_go : 0, most_in_slabs, own.second / 2};
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(box, chunks, tensors + more, reduces, threads, large, own)
                 : reduces                    ? plan_rows(box, chunks, tensors + more, threads, blocks)
                                              : plan_written_rows(box, threads);
-    // More than a thread's second level holds comes from the third: twice, in turns; once, if rows stay in the first.
+    // More than a thread's second level holds beside other things comes from the third: twice, in turns; once, if rows
+    // stay in the first.
     const bool plain_backward = tensors == 2 && more == 0 && !box.mask && !is_half(box.dtype);
     if (plain_backward && cached && bytes * (tensors + 1) > own.second * 3 / 4 * threads && third_is_quick(own))
         go_row_by_row(plan, box, chunks, tensors + 1, own);

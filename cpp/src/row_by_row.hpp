@@ -33,6 +33,7 @@ void row_by_row(const Stages& stages, int64_t at_once, int64_t g, Range channels
         Apply::move(write, to_steps);
         Apply::skip(write, some * Memory::coefficient_size(box));
     }
+    if (stages.stream) stages.kernels.finish_streams();
 }
 
 }  // namespace batchnorm

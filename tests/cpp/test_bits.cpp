@@ -32,6 +32,8 @@ const std::vector<Setup>& setups() {
                                      {{300, 130}, {1}, DType::f16},
                                      {{2, 5000}, {1}, DType::bf16},
                                      {{9, 37, 1100}, {1}, DType::f16},  // read and written in turns
+                                     {{1, 401, 600}, {1}},              // row by row, where L3 is quick
+                                     {{1, 401, 600}, {1}, DType::f64},
                                      {{9, 37, 400}, {1}, DType::f64}});
         return some;
     }();

@@ -22,7 +22,7 @@ constexpr const char* traversal_names[] = {"alternate", "row by row", "slabs", "
 
 // Those of Zen 4 and of a recent Intel Xeon; and of systems that say nothing, or of large ones.
 constexpr Caches zen = {32 << 10, 1 << 20}, zen5 = {48 << 10, 1 << 20}, xeon = {48 << 10, 2 << 20}, silent = {0, 0},
-                 large = {128 << 10, 16 << 20};
+                 large = {128 << 10, 16 << 20}, large_first = {128 << 10, 1 << 20};
 
 // The box of a tensor in memory order; every operand is like x if `alike`, and dy and out are absent otherwise.
 Box box_of(const Shape& shape, const std::vector<int>& axes, DType dtype, bool alike = false) {
@@ -195,7 +195,7 @@ void one_after_the_other() {
 }
 
 // Where the third level is quick, a channel's one row is written as soon as it is reduced, if what two threads have of
-// all operands is more than their second level holds, and L1 holds some rows.
+// all operands is more than 3/4 of their second level, and L1 holds some rows.
 void row_by_row() {
     const auto plan = [](const Shape& shape, int tensors, const Caches& own, int more = 0, bool masked = false,
                          DType dtype = DType::f32) {
@@ -318,8 +318,8 @@ void reads_ahead() {
 
     // Two tensors that come through a mask from memory are fetched on either.
     static std::uint8_t mask;
-    const Shape in_caches = {8, 200, 32, 32};
-    for (const Shape& shape : {big, in_caches}) {
+    const Shape in_caches = {8, 200, 32, 32}, in_turns = {16, 96, 56, 56};
+    for (const Shape& shape : {big, in_caches, in_turns}) {
         Box box = box_of(shape, {1}, DType::f32);
         box.mask = &mask;
         context = text(shape);
@@ -368,7 +368,7 @@ void columns_to_write() {
     };
     CHECK(parts({32, 512, 7, 7}, 2) == 1 && parts({32, 512, 7, 7}, 4) == 4);
     CHECK(parts({32, 256, 7, 7}, 2) == 2 && parts({32, 25088}, 2) == 2);
-    CHECK(parts({256, 512, 7, 7}, 2) == 2);
+    CHECK(parts({256, 512, 7, 7}, 2) == 2 && parts({256, 512, 7, 7}, 3) == 2);
 }
 
 // Outputs are fetched, unless threads have short shares of each row.
@@ -577,12 +577,14 @@ void blocks_fit() {
                     CHECK(box.pattern == Pattern::row || parts == 1 || parts % 2 == 0 || parts >= 31);
                     for (const int tensors : {1, 2})
                         for (const int threads : {1, 2, 16, 64}) {
-                            for (const Caches& own : {zen, zen5, xeon, silent, large})
+                            for (const Caches& own : {zen, zen5, xeon, silent, large, large_first})
                                 for (const bool reduces : {true, false})
                                     check_plan(box, make_plan(box, chunks, tensors, reduces, threads, 0, own));
-                            const int64_t block =
-                                make_plan(masked, chunks, tensors, true, threads, 0, xeon).channel_block;
-                            CHECK(box.pattern == Pattern::row || block == channels || block * plane % 8 == 0);
+                            for (const bool reduces : {true, false}) {
+                                const int64_t block =
+                                    make_plan(masked, chunks, tensors, reduces, threads, 0, zen5).channel_block;
+                                CHECK(box.pattern == Pattern::row || block == channels || block * plane % 8 == 0);
+                            }
                         }
                 }
 }
