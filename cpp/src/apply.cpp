@@ -20,8 +20,7 @@ struct Coefficients {
     Coefficients(const Stages& stages, int64_t g, Range channels, int worker) noexcept
         : count(Terms::coefficients(stages.box)), unit(Memory::coefficient_size(stages.box)) {
         const Box& box = stages.box;
-        const int64_t first = g * Memory::coefficient_pitch(box) + channels.begin;
-        for (int i = 0; i < count; ++i) at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + first * unit;
+        for (int i = 0; i < count; ++i) at[i] = stages.memory.coefficients_from(i, box, g, channels.begin);
         if (box.plane > 1) expand(stages, channels.size(), stages.memory.worker(box, worker));
     }
 

@@ -155,11 +155,9 @@ inline bool streams(const Stages& stages, const Span& span) noexcept {
 // To write a row of each of some channels of a group, from the c-th on.
 template <class Terms>
 [[gnu::always_inline]] inline auto row_args(const Stages& stages, const Span& span, int64_t g, int64_t c) noexcept {
-    const Box& box = stages.box;
-    const int64_t first = (g * Memory::coefficient_pitch(box) + c) * Memory::coefficient_size(box);
     Looked at = {};
-    for (int i = 0; i < Terms::coefficients(box); ++i)
-        at[i] = static_cast<const char*>(stages.memory.coefficients[i]) + first;
+    for (int i = 0; i < Terms::coefficients(stages.box); ++i)
+        at[i] = stages.memory.coefficients_from(i, stages.box, g, c);
     return Terms::args(stages, span, at, streams(stages, span), kernels::RowOrder::each);
 }
 

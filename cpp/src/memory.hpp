@@ -42,6 +42,11 @@ struct Memory {
 
     static int64_t coefficient_size(const Box& box) noexcept { return item_size(arithmetic(box.dtype)); }
 
+    // The i-th kind, of a group's channels from the c-th on.
+    const char* coefficients_from(int i, const Box& box, int64_t g, int64_t c) const noexcept {
+        return static_cast<const char*>(coefficients[i]) + (g * coefficient_pitch(box) + c) * coefficient_size(box);
+    }
+
     // A chunk's mean (0) and m2 (1) and, of weighted elements, their weight (2), or its two gradient sums, of all
     // channels.
     double* slot(int which, int64_t g, int64_t k) const noexcept {

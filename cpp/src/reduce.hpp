@@ -32,8 +32,7 @@ struct Pivots {
 struct MomentSums {
     static constexpr Access access[roles] = {Access::read};
     static constexpr int sums = 2;
-    static constexpr bool takes_channels = true;    // its kernel, a row of each in one call
-    static constexpr bool goes_row_by_row = false;  // row_by_row.hpp
+    static constexpr bool takes_channels = true;  // its kernel, a row of each in one call
 
     const Stages& stages;
     const Pivots pivots;
@@ -73,7 +72,7 @@ struct WeightedMomentSums {
     static constexpr Access access[roles] = {Access::read, Access::none, Access::none, Access::none,
                                              Access::none, Access::none, Access::read};
     static constexpr int sums = 3;
-    static constexpr bool takes_channels = false, goes_row_by_row = false;
+    static constexpr bool takes_channels = false;
 
     const Stages& stages;
     const Pivots pivots;
@@ -116,7 +115,7 @@ struct ProductSums {
                                              Access::read,
                                              u == role_v || z == role_v ? Access::read : Access::none};
     static constexpr int sums = 2;
-    static constexpr bool takes_channels = true, goes_row_by_row = true;
+    static constexpr bool takes_channels = true;
 
     const Stages& stages;
     const double* means;  // of the group
@@ -157,7 +156,7 @@ struct ProductSums {
         RowSteps::move(args.y, steps.of[role_y]);
         RowSteps::move(args.mask, steps.mask);
     }
-    // To channels so many further on.
+    // To channels so many further on (row_by_row.hpp).
     static void skip(kernels::RowGradSumsArgs& args, int64_t channels) noexcept {
         RowSteps::move(args.mean.first, channels * args.mean.next);
         for (double*& total : args.to.totals) total += channels;

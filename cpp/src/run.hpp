@@ -35,7 +35,7 @@ struct Run {
                 if constexpr (Reduce::takes_channels) each_alternately<Reduce, Apply>(merge);
                 return;
             case Traversal::row_by_row:
-                if constexpr (Reduce::goes_row_by_row)
+                if constexpr (requires { &Reduce::skip; })
                     each_block(team, plan.channel_block, [&](int64_t g, Range channels, int) {
                         row_by_row<Reduce, Apply>(stages, plan.rows_at_once, g, channels, merge);
                     });

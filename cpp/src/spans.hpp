@@ -63,21 +63,9 @@ class DirectRows {
 
     // Whether all outer indices are at one distance from each other, and all channels.
     bool steady() const noexcept { return box_.level[outer].rank <= 1 && box_.level[channel].rank <= 1; }
-    RowSteps steps() const noexcept {
-        RowSteps steps;
-        for (int i = 0; i < count_; ++i)
-            steps.of[used_[i]] = box_.level[outer].rank == 0 ? 0 : box_.operand[used_[i]].stride[outer][0];
-        steps.mask = box_.mask_stride();
-        return steps;
-    }
-
+    RowSteps steps() const noexcept { return steps_along(outer, 1, box_.mask_stride()); }
     RowSteps channel_steps(int64_t channels) const noexcept {
-        RowSteps steps;
-        for (int i = 0; i < count_; ++i)
-            steps.of[used_[i]] =
-                box_.level[channel].rank == 0 ? 0 : channels * box_.operand[used_[i]].stride[channel][0];
-        steps.mask = channels * box_.mask_pitch();
-        return steps;
+        return steps_along(channel, channels, box_.mask_pitch());
     }
 
     // How many of these channels, from the first one on, are at one distance from each other.
@@ -106,6 +94,14 @@ class DirectRows {
     }
 
   private:
+    RowSteps steps_along(LevelName name, int64_t times, int64_t mask_step) const noexcept {
+        RowSteps steps;
+        for (int i = 0; i < count_; ++i)
+            steps.of[used_[i]] = box_.level[name].rank == 0 ? 0 : times * box_.operand[used_[i]].stride[name][0];
+        steps.mask = times * mask_step;
+        return steps;
+    }
+
     const Box& box_;
     int64_t group_, outer_ = 0;
     Range inners_{0, 0};

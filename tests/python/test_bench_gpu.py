@@ -79,6 +79,7 @@ def test_options():
     ("options", "message"),
     [
         (["--dtype=float64"], "--gpu measures float32 and bfloat16, not float64"),
+        (["--past=16"], "--past is for calls on the CPU"),
         (["--case=none such"], "no case matches"),
         (["--save=none such"], "there is no folder none such"),
     ],
