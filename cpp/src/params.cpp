@@ -77,11 +77,38 @@ bool one_stride(const AnyView& view) noexcept {
     return view.rank > 0;
 }
 
+// Whether a view's elements follow each other in C order.
+template <class AnyView>
+bool contiguous(const AnyView& view) noexcept {
+    return one_stride(view) && view.stride[view.rank - 1] == item_size(view.dtype);
+}
+
+// Where the element is that has this place in C order, in bytes.
+template <class AnyView>
+int64_t offset_of(const AnyView& view, int64_t place) noexcept {
+    int64_t offset = 0;
+    for (int d = view.rank - 1; d >= 0; --d) {
+        offset += place % view.shape[d] * view.stride[d];
+        place /= view.shape[d];
+    }
+    return offset;
+}
+
+// Calls visit(i, byte offset) for the i-th of n elements of a view from the first-th on, in C order; rank 0 has one for
+// all.
+template <class AnyView, class Visit>
+void for_some_elements(const AnyView& view, int64_t first, int64_t n, const Visit& visit) noexcept {
+    if (one_stride(view))
+        for (int64_t i = 0; i < n; ++i) visit(i, (first + i) * view.stride[view.rank - 1]);
+    else
+        for (int64_t i = 0; i < n; ++i) visit(i, offset_of(view, first + i));
+}
+
 // Calls visit(value) for each element of a param, in C order: a float if it is one, else a double.
 template <class Visit>
 void for_each_value(const Param& param, const Visit& visit) noexcept {
     const char* data = static_cast<const char*>(param.data);
-    const bool follow = one_stride(param) && param.stride[param.rank - 1] == item_size(param.dtype);
+    const bool follow = contiguous(param);
     int64_t n = 1;
     for (int d = 0; d < param.rank; ++d) n *= param.shape[d];
     if (follow && param.dtype == DType::f32)
@@ -98,12 +125,6 @@ bool any_value(const Param& param, const Condition& condition) noexcept {
     int any = 0;
     for_each_value(param, [&](auto value) { any |= condition(value); });
     return any != 0;
-}
-
-// Whether a param's elements follow each other as the box's statistics do.
-template <class AnyView>
-bool in_box_order(const Box& box, const AnyView& param) noexcept {
-    return box.in_order && one_stride(param) && param.stride[param.rank - 1] == item_size(param.dtype);
 }
 
 // Calls visit(statistic in box order, byte offset in the param) for each statistic.
@@ -127,12 +148,7 @@ void for_each_statistic(const Box& box, const AnyView& param, const Visit& visit
             };
             add(box.level[group], box.kept_stride[0], g);
             add(box.level[channel], box.kept_stride[1], c * box.plane);
-            int64_t offset = 0;
-            for (int d = param.rank - 1; d >= 0; --d) {
-                offset += place % param.shape[d] * param.stride[d];
-                place /= param.shape[d];
-            }
-            visit(statistic++, offset);
+            visit(statistic++, offset_of(param, place));
         }
     }
 }
@@ -148,14 +164,36 @@ Param of_one_group(const Param& param) noexcept {
 
 }  // namespace
 
+void load_values(const Param& param, int64_t first, int64_t n, double* values) noexcept {
+    const char* data = static_cast<const char*>(param.data);
+    const bool follow = contiguous(param);
+    if (follow && param.dtype == DType::f32)
+        for (int64_t i = 0; i < n; ++i) values[i] = load<float>(data + (first + i) * 4);
+    else if (follow && param.dtype == DType::f64)
+        std::memcpy(values, data + first * 8, static_cast<std::size_t>(n) * sizeof(double));
+    else
+        for_some_elements(param, first, n,
+                          [&](int64_t i, int64_t offset) { values[i] = load(data + offset, param.dtype); });
+}
+
+void store_values(const MutParam& param, int64_t first, int64_t n, const double* values) noexcept {
+    char* data = static_cast<char*>(param.data);
+    const bool follow = contiguous(param);
+    if (follow && param.dtype == DType::f32)
+        for (int64_t i = 0; i < n; ++i) store<float>(data + (first + i) * 4, values[i]);
+    else if (follow && param.dtype == DType::f64)
+        std::memcpy(data + first * 8, values, static_cast<std::size_t>(n) * sizeof(double));
+    else
+        for_some_elements(param, first, n,
+                          [&](int64_t i, int64_t offset) { store(data + offset, param.dtype, values[i]); });
+}
+
 Column load_column(const Box& box, const Param& param, double otherwise, double* memory) noexcept {
     if (absent(param)) return {nullptr, otherwise};
     const char* data = static_cast<const char*>(param.data);
     if (param.rank == 0) return {nullptr, load(data, param.dtype)};
-    if (in_box_order(box, param) && param.dtype == DType::f32)
-        for (int64_t s = 0; s < box.statistics(); ++s) memory[s] = load<float>(data + s * 4);
-    else if (in_box_order(box, param) && param.dtype == DType::f64)
-        std::memcpy(memory, data, static_cast<std::size_t>(box.statistics()) * sizeof(double));
+    if (box.in_order && contiguous(param))
+        load_values(param, 0, box.statistics(), memory);
     else if (box.in_order && param.rank > 1 && param.stride[0] == 0) {
         double* to = memory;
         for_each_value(of_one_group(param), [&](double value) { *to++ = value; });
@@ -176,13 +214,10 @@ const double* load_array(const Box& box, const Param& param, double* memory) noe
 void store_column(const Box& box, const Column& values, const MutParam& param) noexcept {
     if (absent(param)) return;
     char* data = static_cast<char*>(param.data);
-    const int64_t n = box.statistics();  // what is stored as bytes might be the box, for all that the compiler knows
     if (param.rank == 0)
         store(data, param.dtype, values[0]);
-    else if (values.data && in_box_order(box, param) && param.dtype == DType::f32)
-        for (int64_t s = 0; s < n; ++s) store<float>(data + s * 4, values.data[s]);
-    else if (values.data && in_box_order(box, param) && param.dtype == DType::f64)
-        std::memcpy(data, values.data, static_cast<std::size_t>(n) * sizeof(double));
+    else if (values.data && box.in_order && contiguous(param))
+        store_values(param, 0, box.statistics(), values.data);
     else
         for_each_statistic(box, param,
                            [&](int64_t s, int64_t offset) { store(data + offset, param.dtype, values[s]); });

@@ -24,6 +24,10 @@ const double* load_array(const Box& box, const Param& param, double* memory) noe
 // Writes param, unless it is absent. A param of rank 0 gets the first value.
 void store_column(const Box& box, const Column& values, const MutParam& param) noexcept;
 
+// n values of a param in C order, from the first-th on, and back; a param of rank 0 is all of them.
+void load_values(const Param& param, int64_t first, int64_t n, double* values) noexcept;
+void store_values(const MutParam& param, int64_t first, int64_t n, const double* values) noexcept;
+
 // Writes values in C order, unless param is absent.
 void copy_out(const double* values, const MutParam& param) noexcept;
 

@@ -286,6 +286,11 @@ void Validator::param_sign(const char* name, const Param& param, bool positive) 
                           positive ? "be positive" : "not be negative", least);
 }
 
+void Validator::share(const char* name, double share) noexcept {
+    if (ok() && !(share >= 0 && share <= 1))
+        status_ = failure(Code::invalid_value, "%s: %s must be from 0 to 1, got %g", function_, name, share);
+}
+
 void Validator::values_behind(const char* name, const Param& count) noexcept {
     if (!ok() || absent(count) || !sees_values_ || count.rank != 0 || group_size_ > 0 || empty()) return;
     // As forward would store them in count's type.

@@ -49,6 +49,8 @@ class Validator {
     void param(const char* name, const Param& param, bool required) noexcept;
     // Not negative, or (positive) above 0; NaN passes as what it is in the data.
     void param_sign(const char* name, const Param& param, bool positive) noexcept;
+    // From 0 to 1.
+    void share(const char* name, double share) noexcept;
     // A number of values, if it is given: that of x.
     void values_behind(const char* name, const Param& count) noexcept;
     void stat_output(const char* name, const MutParam& param, bool may_be_scalar = false) noexcept;

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._core import Saved
+from ._core import Saved, update_running
 from .arguments import check_options, integer, named_arrays, numbers, whole_numbers
 from .conventions import Convention, nesting, rules, to_own
 from .functional import (
@@ -341,9 +341,15 @@ class BatchNorm:
             raise ValueError(f"x has {features} features along axis {self.axis}, this layer has {self._shape}")
 
     def _track(self, x: Any, saved: Saved, effective: Any = None) -> None:
-        mean, var, count = np.asarray(saved.mean), np.asarray(saved.var), saved.count
+        count = saved.count
         biased = not rules(self.convention).unbiased
-        if isinstance(count, float) and saved.group_size is None and saved.weights is None and effective is None:
+        plain = isinstance(count, float) and saved.group_size is None and saved.weights is None and effective is None
+        if plain and isinstance(self._running, Exponential) and self._running.share is not None:
+            update_running(self.running_mean, self.running_var, saved, self._running.share, not biased)
+            self.num_batches_tracked += 1
+            return
+        mean, var = np.asarray(saved.mean), np.asarray(saved.var)
+        if plain:
             batch = Batch(mean, var, count, count, biased)
         else:
             count = np.asarray(0.0 if count is None else count)

@@ -107,6 +107,11 @@ class Exponential(Running):
         m = self.momentum
         return (1 - m, m) if self.sense == "torch" else (m, 1 - m)
 
+    @property
+    def share(self) -> float | None:
+        """That of the new batch, where nothing else is to be known of an average."""
+        return None if self.corrected or self.std_eps > 0 else self._shares()[1]
+
     def memory(self, shape: tuple[int, ...]) -> Memory:
         """The scale factor, if corrected."""
         return {"scale_factor": np.zeros(shape)} if self.corrected else {}
@@ -127,6 +132,7 @@ class Exponential(Running):
             factor[...] = np.where(batch.weight > 0, keep * factor + 1, factor)
             new = 1 / np.maximum(factor, 1)
             keep = 1 - new
+        mean, var = (np.asarray(one, np.float64) for one in (mean, var))
         if self.std_eps > 0:
             std = keep * np.sqrt(var + self.std_eps) + new * np.sqrt(batch.statistic() + self.std_eps)
             return keep * mean + new * batch.mean, np.maximum(std**2 - self.std_eps, 0)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import functional
-from ._core import Saved
+from ._core import Saved, update_running
 from .arguments import check_options, integer
 from .functional import Activation, Axis
 from .higher_order import batch_norm_double_backward, batch_norm_jvp
@@ -199,20 +199,24 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
             )
 
     def _track(self, x: Tensor, saved: Saved) -> None:
-        mean, var, count = saved.mean, saved.var, saved.count
+        count = saved.count
         if count is None or x.numel() == 0:
             return
-        if saved.group_size is not None:
-            mean, var, count = pooled(mean, var, count)
-        values = count
-        if saved.weights is not None:
-            values = torch.from_numpy(effective_count(tuple(x.shape), saved.weights, saved.axis)).to(x.device)
         momentum = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
         if momentum is None:
             return  # as PyTorch has it: an average over batches that nobody counts
+        if saved.group_size is None and saved.weights is None and x.device.type == "cpu":
+            update_running(self.running_mean, self.running_var, saved, momentum, True)
+            return
+        mean, var = saved.mean, saved.var
+        if saved.group_size is not None:
+            mean, var, count = pooled(mean, var, count)
+        values = count
+        if saved.weights is not None:
+            values = torch.from_numpy(effective_count(tuple(x.shape), saved.weights, saved.axis)).to(x.device)
         for running, value in ((self.running_mean, mean), (self.running_var, unbiased(var, values))):
             moved = torch.lerp(running.double(), value, momentum)
             running.copy_(moved if isinstance(count, float) else torch.where(count > 0, moved, running))
@@ -296,9 +300,23 @@ def _computes(method: Callable[..., Any]) -> Callable[..., Any]:
             _check_values(*arguments)  # not before, for the time that it takes
             raise
 
-    # At hand, for PyTorch binds the arguments of each call to it, and Python finds it out anew.
-    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    call.__signature__ = _Positional()  # type: ignore[attr-defined]
     return call
+
+
+class _Positional(inspect.Signature):
+    """Takes any arguments as they are: PyTorch binds those of each call, which takes Python 10 us."""
+
+    class _Bound(NamedTuple):
+        args: tuple[Any, ...]
+        kwargs: dict[str, Any]
+
+        def apply_defaults(self) -> None:
+            """There are none."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """See `inspect.Signature.bind`."""
+        return self._Bound(args, kwargs)
 
 
 _NO_VMAP = (

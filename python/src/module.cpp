@@ -389,6 +389,22 @@ nb::tuple input_grad(nb::object dy_, nb::object x_, nb::object saved_, nb::objec
     return nb::make_tuple(out.object(), dgamma.object(), dbeta.object(), extras.dresidual());
 }
 
+void update_running(nb::object running_mean, nb::object running_var, nb::object saved_, double momentum,
+                    bool unbiased) {
+    const Saved& saved = as_saved(saved_);
+    const Call call("running_mean", running_mean, nb::none(), "update_running");
+    const Place& place = call.place();
+    const Array mean = Array::output("running_mean", running_mean, call.first(), place);
+    const Array var = Array::output("running_var", running_var, call.first(), place);
+    const batchnorm::Stats stats = saved.statistics(place);
+    compute([&] {
+        return core::update_running(mean.mut_view(), var.mut_view(), stats.mean, saved.variance(), stats.count,
+                                    momentum, unbiased);
+    });
+    mean.tell_written();
+    var.tell_written();
+}
+
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
     for (int i = 0; const char* name = batchnorm::available_isa(i); ++i) names.emplace_back(name);
@@ -431,6 +447,9 @@ NB_MODULE(_core, m) {
     m.def("input_grad", &input_grad, "dy"_a.none(), "x"_a.none(), "saved"_a.none(), "count"_a.none(), "sum_dy"_a.none(),
           "sum_dy_xmu"_a.none(), "gamma"_a.none(), "need_dresidual"_a.none(), "out"_a.none(), "threads"_a.none(),
           "stream"_a.none());
+
+    m.def("update_running", &update_running, "running_mean"_a.none(), "running_var"_a.none(), "saved"_a.none(),
+          "momentum"_a, "unbiased"_a);
 
     bind_higher_order(m);
 

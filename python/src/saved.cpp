@@ -227,6 +227,10 @@ batchnorm::MutStats Saved::outputs() {
     return stats;
 }
 
+batchnorm::Param Saved::variance() const {
+    return var.size() == mean.size() ? contiguous(var.data(), shape) : batchnorm::Param{};
+}
+
 batchnorm::Stats Saved::statistics(const Place& place) const {
     const int device = on_gpu ? on_gpu->device : on_cpu;
     if (device != place.device)

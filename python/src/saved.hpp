@@ -42,6 +42,8 @@ struct Saved {
     void add_counts(const Place& place);
 
     batchnorm::MutStats outputs();
+    // What update_running takes besides statistics(), on the CPU.
+    batchnorm::Param variance() const;
     // For a backward that needs no mask; statistics on another device are a ValueError.
     batchnorm::Stats statistics(const Place& place) const;
     // For a backward over x; a mask that cannot fit x is a ValueError, too.

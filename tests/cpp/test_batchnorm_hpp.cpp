@@ -69,6 +69,12 @@ void results() {
     CHECK(ddy == y);
     CHECK(std::fabs(dgamma[0]) < 1e-9 && std::fabs(dgamma[1]) < 1e-9);
 
+    std::vector<float> running_mean = {0, 0}, running_var = {1, 1};
+    bn::update_running(bn::view(running_mean.data(), {2}), bn::view(running_var.data(), {2}), as_input(mean),
+                       as_input(var), bn::view(&number, {}), 0.5);
+    CHECK((running_mean == std::vector<float>{1, 5}));
+    CHECK(std::fabs(running_var[0] - 7.0f / 6) < 1e-6f && std::fabs(running_var[1] - 19.0f / 6) < 1e-6f);
+
     CHECK(bn::workspace_bytes(bn::Op::batch_norm, xs, 1) > 0);
     bn::set_num_threads(2);
     CHECK(bn::get_num_threads() == 2);

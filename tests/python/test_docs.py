@@ -47,7 +47,9 @@ def test_cpp_example(tmp_path: Path) -> None:
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{prefix / 'include'}", f"-L{lib}", f"-Wl,-rpath,{lib}"]
     subprocess.run([compiler, "example.cpp", *flags, "-lbatchnorm", "-o", "example"], cwd=tmp_path, check=True)
     printed = subprocess.run(["./example"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert printed.startswith("mean 7.")
+    mean, running = printed.splitlines()
+    assert mean.startswith("mean 7.")
+    assert float(running.removeprefix("running mean ")) == pytest.approx(0.1 * float(mean.split()[1][:-1]), abs=1e-3)
 
 
 def test_readme_names_the_commands_that_ci_runs() -> None:

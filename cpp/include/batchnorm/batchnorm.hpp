@@ -104,6 +104,11 @@ inline void input_grad(const View& dy, const View& x, const Axes& axes, const St
     check(core::input_grad(dy, x, axes, saved, sums, gamma, dx, dgamma, dbeta, options));
 }
 
+inline void update_running(const MutParam& running_mean, const MutParam& running_var, const Param& mean,
+                           const Param& var, const Param& count, double momentum = 0.1, bool unbiased = true) {
+    check(core::update_running(running_mean, running_var, mean, var, count, momentum, unbiased));
+}
+
 inline void set_num_threads(int threads) { check(core::set_num_threads(threads)); }
 
 }  // namespace batchnorm

@@ -10,7 +10,8 @@
 // - Values on the device are not looked at: that would mean to wait for them. A negative variance gives NaN, as
 //   arithmetic has it; weights that are negative or not finite, and a gamma of 0 in batch_norm_backward_from_output,
 //   give results without meaning.
-// - There are no batch_norm_jvp and batch_norm_double_backward. core::mask_bytes() tells the size of masks here too.
+// - There are no batch_norm_jvp, batch_norm_double_backward and update_running. core::mask_bytes() tells the size of
+// masks here too.
 //
 // For one GPU and one version of this library the same call gives the same bits, whatever else runs; on any GPU sums
 // are cut and merged in the same order.
