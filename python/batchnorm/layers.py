@@ -332,11 +332,12 @@ class BatchNorm:
     def _check_features(self, x: Any) -> None:
         if not isinstance(x, np.ndarray):
             refuse_gpu(x, "layers compute on")
-        shape = getattr(x, "shape", None)
+        shape = getattr(x, "shape", ())
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        if shape is None or any(not -len(shape) <= a < len(shape) for a in axes):
+        kept = [a % len(shape) for a in axes if -len(shape) <= a < len(shape)]
+        if len(kept) < len(axes):
             return  # the function called next says what is wrong with x or axis
-        features = tuple(shape[a] for a in sorted(a % len(shape) for a in axes))
+        features = tuple([shape[a] for a in sorted(kept)])
         if features != self._shape:
             raise ValueError(f"x has {features} features along axis {self.axis}, this layer has {self._shape}")
 

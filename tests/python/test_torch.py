@@ -151,6 +151,23 @@ def test_views(view):
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_subclasses_are_read_alike(dtype):
+    """They are asked for what PyTorch's own tensors tell at once."""
+
+    class Named(torch.Tensor):
+        pass
+
+    x = torch.randn(2, 6, 4, 7).to(dtype)[:, 1:, ::2].transpose(0, 2)
+    params = torch.rand(2, 5).to(dtype)
+    got, saved = bn.batch_norm(x.as_subclass(Named), *params.as_subclass(Named))
+    want, _ = bn.batch_norm(x, *params)
+    assert torch.equal(torch.as_tensor(got), want)
+    assert got.stride() == want.stride()
+    grads = bn.batch_norm_backward(x.as_subclass(Named), x, saved, torch.nn.Parameter(params[0], requires_grad=False))
+    assert torch.equal(grads.dx, bn.batch_norm_backward(x, x, saved, params[0]).dx)
+
+
 def test_out():
     x, dy, gamma, beta = inputs((4, 6, 5, 7), last=True)
     wide = torch.full((4, 12, 5, 7), 7.0)

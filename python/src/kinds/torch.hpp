@@ -1,11 +1,17 @@
 // PyTorch's tensors, on the CPU and on GPUs.
 #pragma once
 
+#include <nanobind/ndarray.h>
+
 #include "kind.hpp"
+
+// Fills in a DLPack tensor of a Python object, whose memory and shape it points to; not 0: a Python error is set.
+using ReadDLTensor = int (*)(void* object, nb::dlpack::dltensor* to);
 
 // What is looked up in PyTorch once, after the process has imported it.
 struct Torch {
     nb::object module, tensor, float32, float64, float16, bfloat16, strided;
+    ReadDLTensor read;  // null where this PyTorch has none
     nb::object is_tracing, dispatch_modes, forward_ad, increment_version;
 
     static const Torch* get();
