@@ -64,22 +64,16 @@ def batch_norm(
 ) -> tuple[Tensor, Saved]:
     """`batchnorm.batch_norm` with gradients: y, and the statistics, through which none flow."""
     _check_tensor(x)
-    _check_constants(weights=weights)
-    weights = _tensor(x, weights)
     axis, kept = _kept(x, axis)
-    gamma, beta = _full(x, gamma, kept), _full(x, beta, kept)
     options = {
         "axis": axis,
         "eps": eps,
         "group_size": group_size,
-        "weights": weights,
         "activation": activation,
         "negative_slope": negative_slope,
         "threads": threads,
     }
-    function = _Training.apply if _records() else _Training.forward
-    y, saved = function(x, gamma, beta, residual, options)
-    return y, saved
+    return _train(x, _full(x, gamma, kept), _full(x, beta, kept), residual, weights, options)
 
 
 def batch_norm_inference(
@@ -98,7 +92,6 @@ def batch_norm_inference(
 ) -> Tensor:
     """`batchnorm.batch_norm_inference` with gradients, for frozen statistics: mean and var are constants."""
     _check_tensor(x)
-    _check_constants(mean=mean, var=var)
     axis, kept = _kept(x, axis)
     mean, var, gamma, beta = (_full(x, one, kept) for one in (mean, var, gamma, beta))
     options = {
@@ -108,9 +101,7 @@ def batch_norm_inference(
         "negative_slope": negative_slope,
         "threads": threads,
     }
-    function = _Inference.apply if _records() else _Inference.forward
-    y: Tensor = function(x, gamma, beta, residual, mean, var, options)
-    return y
+    return _infer(x, gamma, beta, residual, mean, var, options)
 
 
 class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
@@ -165,17 +156,17 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
     def forward(self, x: Tensor, residual: Tensor | None = None, *, weights: Any = None) -> Tensor:
         """Normalize x by its own statistics in training, and where there are no running ones; else by those."""
         self._check_features(x)
-        options: dict[str, Any] = {
-            "axis": self.axis,
+        options = {
+            "axis": (self.axis,),
             "eps": self.eps,
             "activation": self.activation,
             "negative_slope": self.negative_slope,
-            "residual": residual,
             "threads": self.threads,
         }
         if not self.training and self.running_mean is not None:
-            return batch_norm_inference(x, self.running_mean, self.running_var, self.weight, self.bias, **options)
-        y, saved = batch_norm(x, self.weight, self.bias, group_size=self.group_size, weights=weights, **options)
+            return _infer(x, self.weight, self.bias, residual, self.running_mean, self.running_var, options)
+        options["group_size"] = self.group_size
+        y, saved = _train(x, self.weight, self.bias, residual, weights, options)
         if self.training and self.track_running_stats and self.running_mean is not None:
             self._track(x, saved)
         return y
@@ -503,6 +494,24 @@ class _Inference(_Function):
                 wide = tangent.double().reshape(shape)
                 ty = ty + (wide if factor is None else wide * factor)
         return (ty if y is None else _through(ty, _slopes_by_sign(ctx.options, y))).to(x.dtype)
+
+
+def _train(x: Tensor, gamma: Any, beta: Any, residual: Any, weights: Any, options: Any) -> tuple[Tensor, Saved]:
+    """`_Training`, recorded if PyTorch records."""
+    if weights is not None:
+        _check_constants(weights=weights)
+    options["weights"] = _tensor(x, weights)
+    function = _Training.apply if _records() else _Training.forward
+    y, saved = function(x, gamma, beta, residual, options)
+    return y, saved
+
+
+def _infer(x: Tensor, gamma: Any, beta: Any, residual: Any, mean: Any, var: Any, options: Any) -> Tensor:
+    """`_Inference`, recorded if PyTorch records."""
+    _check_constants(mean=mean, var=var)
+    function = _Inference.apply if _records() else _Inference.forward
+    y: Tensor = function(x, gamma, beta, residual, mean, var, options)
+    return y
 
 
 def _check_tensor(x: Any) -> None:
