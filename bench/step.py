@@ -44,6 +44,7 @@ def measure_steps(settings: Settings, emit: Callable[[str, Any], None]) -> None:
         for layout in settings.layouts:
             steps = _checked_steps(problem(case, layout, memory))
             in_cache = case.size * 4 <= machine.last_level_cache()
+            bn.clear_cache()  # of buffers that would leave a training loop that has no use for them
             seconds = take_turns(dict(zip(NAMES, steps, strict=True)), settings.runs, in_cache)
             emit(
                 "step",

@@ -38,22 +38,33 @@ struct Processor {
     static constexpr int64_t usual_first_cache = 32 << 10, small_own_cache = 1 << 20;
 };
 
-// A call, as make_plan has it.
+// A call, as make_plan is told of it, and what follows.
 struct Call {
     const Box& box;
     const Chunks& chunks;
-    int tensors;
-    bool reduces;
-    int threads, more;
-    Processor processor;
+    const int tensors;
+    const bool reduces;
+    const int threads, more;
+    const Processor processor;
 
-    int64_t row_bytes() const noexcept { return box.inners() * item_size(box.dtype); }
-    // Of one tensor.
-    int64_t bytes = box.elements() * item_size(box.dtype);
-    // The block that is read, the one that is written and its output share the cache with what comes next.
-    bool cached = bytes * (tensors + 1 + more) <= shared_cache_bytes;
-    // Lanes go through caches that have all; of backward 8 MB are both.
-    bool large = bytes >= large_bytes[reduces ? tensors : 0] && !(cached && box.pattern == Pattern::lane);
+    const int64_t bytes, row_bytes;  // of one tensor, of a row of it
+    const bool cached, large;
+
+    Call(const Box& box_, const Chunks& chunks_, int tensors_, bool reduces_, int threads_, int more_,
+         const Caches& own) noexcept
+        : box(box_),
+          chunks(chunks_),
+          tensors(tensors_),
+          reduces(reduces_),
+          threads(threads_),
+          more(more_),
+          processor{own},
+          bytes(box.elements() * item_size(box.dtype)),
+          row_bytes(box.inners() * item_size(box.dtype)),
+          // The block that is read, the one that is written and its output share the cache with what comes next.
+          cached(bytes * (tensors + 1 + more) <= shared_cache_bytes),
+          // Lanes go through caches that have all; of backward 8 MB are both.
+          large(bytes >= large_bytes[reduces ? tensors : 0] && !(cached && box.pattern == Pattern::lane)) {}
 };
 
 // Whether threads that share so many channels, `block` of them at a time, are idle for more than a fifth of the time,
@@ -95,7 +106,7 @@ Plan plan_rows(const Call& call) noexcept {
     const Box& box = call.box;
     const Processor& processor = call.processor;
     const int threads = call.threads;
-    const int64_t row_bytes = call.row_bytes(), second = processor.own.second;
+    const int64_t row_bytes = call.row_bytes, second = processor.own.second;
     const int64_t channel_bytes = box.values() * item_size(box.dtype) * (call.tensors + call.more);
     // What the caches have room for.
     const int64_t room = processor.third_is_slow() ? second * (call.large ? 2 : 1) / 5 : cached_bytes;
@@ -145,7 +156,7 @@ int64_t rows_at_once(const Call& call, const Plan& plan) noexcept {
         call.processor.third_is_quick() && call.cached && call.bytes * operands > own.second * 3 / 4 * call.threads;
     const bool one_row = box.level[channel].rank <= 1 && box.outers() == 1 && call.chunks.count() == 1;
     if (plan.traversal != Traversal::alternate || !plain_backward || !from_third || !one_row) return 0;
-    return min(own.first * 7 / 8 / (call.row_bytes() * operands), plan.channel_block);
+    return min(own.first * 7 / 8 / (call.row_bytes * operands), plan.channel_block);
 }
 
 // ----------------------------------------------------------------------------------------------------------- lanes
@@ -297,7 +308,7 @@ int64_t elements_per_thread(const Box& box, bool reduces) noexcept {
 
 Plan make_plan(const Box& box, const Chunks& chunks, int tensors, bool reduces, int threads, int more,
                const Caches& own) noexcept {
-    const Call call{box, chunks, tensors, reduces, threads, more, {own}};
+    const Call call(box, chunks, tensors, reduces, threads, more, own);
     Plan plan = box.pattern == Pattern::lane ? plan_lanes(call) : reduces ? plan_rows(call) : plan_written_rows(call);
     plan.rows_at_once = rows_at_once(call, plan);
     if (plan.rows_at_once > 0) plan.traversal = Traversal::row_by_row;

@@ -332,7 +332,7 @@ class BatchNorm:
     def _check_features(self, x: Any) -> None:
         if not isinstance(x, np.ndarray):
             refuse_gpu(x, "layers compute on")
-        shape = getattr(x, "shape", ())
+        shape = getattr(x, "shape", None) or ()
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         kept = [a % len(shape) for a in axes if -len(shape) <= a < len(shape)]
         if len(kept) < len(axes):
@@ -343,15 +343,15 @@ class BatchNorm:
 
     def _track(self, x: Any, saved: Saved, effective: Any = None) -> None:
         count = saved.count
-        biased = not rules(self.convention).unbiased
-        plain = isinstance(count, float) and saved.group_size is None and saved.weights is None and effective is None
-        if plain and isinstance(self._running, Exponential) and self._running.share is not None:
-            update_running(self.running_mean, self.running_var, saved, self._running.share, not biased)
+        unbiased, share = rules(self.convention).unbiased, self._running._plain_share
+        alike = isinstance(count, float) and saved.group_size is None and saved.weights is None and effective is None
+        if alike and share is not None:
+            update_running(self.running_mean, self.running_var, saved, share, unbiased)
             self.num_batches_tracked += 1
             return
         mean, var = np.asarray(saved.mean), np.asarray(saved.var)
-        if plain:
-            batch = Batch(mean, var, count, count, biased)
+        if alike:
+            batch = Batch(mean, var, count, count, not unbiased)
         else:
             count = np.asarray(0.0 if count is None else count)
             if saved.group_size is not None:
@@ -359,7 +359,7 @@ class BatchNorm:
             values = effective
             if values is None:
                 values = count if saved.weights is None else effective_count(x.shape, saved.weights, saved.axis)
-            batch = Batch(mean, var, count, values, biased).whole()
+            batch = Batch(mean, var, count, values, not unbiased).whole()
         one = isinstance(batch.weight, float)  # for all channels
         if not (batch.weight if one else batch.weight.any()):
             return  # an empty batch says nothing

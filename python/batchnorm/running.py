@@ -70,6 +70,11 @@ class Running:
         """Take in a batch: memory in place, and the new values of running_mean and running_var."""
         raise NotImplementedError
 
+    @property
+    def _plain_share(self) -> float | None:
+        """Of an exponential average without anything else, the new batch's share: what `update_running` takes."""
+        return None
+
     def __repr__(self) -> str:
         values = [(field, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
         shown = [f"{field.name}={value!r}" for field, value in values if value != field.default]
@@ -108,9 +113,8 @@ class Exponential(Running):
         return (1 - m, m) if self.sense == "torch" else (m, 1 - m)
 
     @property
-    def share(self) -> float | None:
-        """That of the new batch, where nothing else is to be known of an average."""
-        return None if self.corrected or self.std_eps > 0 else self._shares()[1]
+    def _plain_share(self) -> float | None:
+        return None if type(self) is not Exponential or self.corrected or self.std_eps > 0 else self._shares()[1]
 
     def memory(self, shape: tuple[int, ...]) -> Memory:
         """The scale factor, if corrected."""

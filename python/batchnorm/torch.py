@@ -19,6 +19,7 @@ of batch norm (``SyncBatchNorm.convert_sync_batchnorm``, ``fuse_conv_bn_eval``) 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -69,11 +70,12 @@ def batch_norm(
         "axis": axis,
         "eps": eps,
         "group_size": group_size,
+        "weights": weights,
         "activation": activation,
         "negative_slope": negative_slope,
         "threads": threads,
     }
-    return _train(x, _full(x, gamma, kept), _full(x, beta, kept), residual, weights, options)
+    return _train(x, _full(x, gamma, kept), _full(x, beta, kept), residual, options)
 
 
 def batch_norm_inference(
@@ -156,6 +158,7 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
     def forward(self, x: Tensor, residual: Tensor | None = None, *, weights: Any = None) -> Tensor:
         """Normalize x by its own statistics in training, and where there are no running ones; else by those."""
         self._check_features(x)
+        shape = [self.num_features]
         options = {
             "axis": (self.axis,),
             "eps": self.eps,
@@ -163,10 +166,12 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
             "negative_slope": self.negative_slope,
             "threads": self.threads,
         }
+        gamma, beta = _full(x, self.weight, shape), _full(x, self.bias, shape)
         if not self.training and self.running_mean is not None:
-            return _infer(x, self.weight, self.bias, residual, self.running_mean, self.running_var, options)
-        options["group_size"] = self.group_size
-        y, saved = _train(x, self.weight, self.bias, residual, weights, options)
+            mean, var = _full(x, self.running_mean, shape), _full(x, self.running_var, shape)
+            return _infer(x, gamma, beta, residual, mean, var, options)
+        more = {"group_size": self.group_size, "weights": weights}
+        y, saved = _train(x, gamma, beta, residual, {**options, **more})
         if self.training and self.track_running_stats and self.running_mean is not None:
             self._track(x, saved)
         return y
@@ -199,9 +204,11 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
             momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
         if momentum is None:
             return  # as PyTorch has it: an average over batches that nobody counts
-        if saved.group_size is None and saved.weights is None and x.device.type == "cpu":
-            update_running(self.running_mean, self.running_var, saved, momentum, True)
-            return
+        if saved.group_size is None and saved.weights is None and x.device.type == "cpu" and not _transforms():
+            # What it refuses, before it writes anything, PyTorch's operations may take: another momentum or type, say.
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):
+                update_running(self.running_mean, self.running_var, saved, momentum, True)
+                return
         mean, var = saved.mean, saved.var
         if saved.group_size is not None:
             mean, var, count = pooled(mean, var, count)
@@ -296,7 +303,10 @@ def _computes(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Positional(inspect.Signature):
-    """Takes any arguments as they are: PyTorch binds those of each call, which takes Python 10 us."""
+    """Takes any arguments as they are: `Function.apply` binds those of each call, which takes Python 10 us.
+
+    Of what it is bound to, that uses args, kwargs and apply_defaults().
+    """
 
     class _Bound(NamedTuple):
         args: tuple[Any, ...]
@@ -496,11 +506,11 @@ class _Inference(_Function):
         return (ty if y is None else _through(ty, _slopes_by_sign(ctx.options, y))).to(x.dtype)
 
 
-def _train(x: Tensor, gamma: Any, beta: Any, residual: Any, weights: Any, options: Any) -> tuple[Tensor, Saved]:
+def _train(x: Tensor, gamma: Any, beta: Any, residual: Any, options: Any) -> tuple[Tensor, Saved]:
     """`_Training`, recorded if PyTorch records."""
-    if weights is not None:
-        _check_constants(weights=weights)
-    options["weights"] = _tensor(x, weights)
+    if options["weights"] is not None:
+        _check_constants(weights=options["weights"])
+        options = {**options, "weights": _tensor(x, options["weights"])}
     function = _Training.apply if _records() else _Training.forward
     y, saved = function(x, gamma, beta, residual, options)
     return y, saved
@@ -582,6 +592,12 @@ def _full(x: Tensor, parameter: Any, shape: list[int] | None) -> Any:
 def _records() -> bool:
     """Whether PyTorch records operations for derivatives, in reverse or in forward mode."""
     return bool(torch.is_grad_enabled()) or torch.autograd.forward_ad._current_level >= 0
+
+
+def _transforms() -> bool:
+    """Whether this is inside of a transform of torch.func, which wraps tensors, and watches what is written."""
+    peek = getattr(torch._C._functorch, "peek_interpreter_stack", None)
+    return peek is None or peek() is not None
 
 
 def _values(tensor: Any) -> Any:

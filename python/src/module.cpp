@@ -392,6 +392,7 @@ nb::tuple input_grad(nb::object dy_, nb::object x_, nb::object saved_, nb::objec
 void update_running(nb::object running_mean, nb::object running_var, nb::object saved_, double momentum,
                     bool unbiased) {
     const Saved& saved = as_saved(saved_);
+    if (running_var.is_none()) raise(PyExc_TypeError, "running_var is None, expected an array like running_mean");
     const Call call("running_mean", running_mean, nb::none(), "update_running");
     const Place& place = call.place();
     const Array mean = Array::output("running_mean", running_mean, call.first(), place);

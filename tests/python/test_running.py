@@ -552,3 +552,44 @@ def test_states_that_do_not_fit():
     window.load_state_dict(bn.BatchNorm(3).state_dict())  # as PyTorch's: the window starts again
     window(batches()[5])
     assert_running(window, batches()[5:])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_policy_of_ones_own(weighted):
+    """One that takes another step is not taken for what it is made of."""
+
+    class Last(bn.Exponential):
+        def step(self, memory, mean, var, batch):
+            return batch.mean, batch.statistic()
+
+    x = batches()[1]
+    layer = trained(Last(), [x], [np.ones(x.shape)] if weighted else None)
+    np.testing.assert_allclose(layer.running_mean, x.mean((0, 2)), rtol=1e-12)
+    np.testing.assert_allclose(layer.running_var, x.var((0, 2), ddof=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("convention", ["torch", "keras"])
+def test_averages_are_rounded_once(convention, dtype, grouped):
+    """To the type of the arrays, from float64."""
+    layer = bn.BatchNorm(3, dtype=dtype, convention=convention, group_size=2 if grouped else None)
+    keep = 0.9 if convention == "torch" else 0.99
+    mean, var = np.zeros(3, dtype), np.ones(3, dtype)
+    for x in batches():
+        m = x.size / 3
+        factor = m / (m - 1) if convention == "torch" else 1
+        mean, var = (
+            (keep * one.astype(np.float64) + (1 - keep) * new).astype(dtype)
+            for one, new in ((mean, x.mean((0, 2))), (var, x.var((0, 2)) * factor))
+        )
+        layer(x)
+        assert same_bits(layer.running_mean, mean)
+        assert same_bits(layer.running_var, var)
+
+
+def test_statistics_that_are_not_there():
+    layer = bn.BatchNorm(3)
+    layer.running_var = None
+    with pytest.raises(TypeError, match="running_var is None, expected an array"):
+        layer(batches()[0])

@@ -168,6 +168,20 @@ def test_subclasses_are_read_alike(dtype):
     assert torch.equal(grads.dx, bn.batch_norm_backward(x, x, saved, params[0]).dx)
 
 
+def test_pytorchs_own_tensors_are_read_at_once(monkeypatch):
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this PyTorch has no DLPack functions in C")
+
+    def asked(tensor):
+        raise AssertionError("a tensor was asked")
+
+    monkeypatch.setattr(torch.Tensor, "data_ptr", asked)
+    x, saved = torch.randn(4, 3), bn.Saved(torch.zeros(3), torch.ones(3), axis=1)
+    torch.testing.assert_close(bn.batch_norm_backward(x, x, saved).dbeta, x.sum(0))
+    with pytest.raises(AssertionError, match="a tensor was asked"):
+        bn.batch_norm(torch.nn.Parameter(x, requires_grad=False))
+
+
 def test_out():
     x, dy, gamma, beta = inputs((4, 6, 5, 7), last=True)
     wide = torch.full((4, 12, 5, 7), 7.0)

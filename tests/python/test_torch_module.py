@@ -156,6 +156,85 @@ def test_infinite_gradients_where_nothing_passes():
         torch.testing.assert_close(again, plain)
 
 
+def modules(**options):
+    """One of ours and one of PyTorch's, with the same parameters."""
+    theirs = nn.BatchNorm1d(3, dtype=torch.float64, **options)
+    return bnt.convert(copy.deepcopy(theirs)), theirs
+
+
+@pytest.mark.parametrize("cloned", [False, True])
+def test_transforms_of_a_module_in_training(cloned):
+    """Its buffers are an argument of the transform, or made inside: tensors without memory of their own."""
+    (x,) = (t.detach() for t in leaves((6, 3)))
+    results = []
+    for module in modules():
+        params, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+
+        def loss(params, buffers, x, module=module):
+            own = {name: one.clone() for name, one in buffers.items()} if cloned else buffers
+            y = torch.func.functional_call(module, (params, own), (x,))
+            return y.pow(3).sum(), own
+
+        gradients, moved = torch.func.grad(loss, argnums=(0, 2), has_aux=True)(params, buffers, x)
+        results.append((gradients, {name: one for name, one in moved.items() if name != "num_batches_tracked"}))
+    torch.testing.assert_close(*results)
+    assert (results[0][1]["running_mean"] != 0).all()
+
+
+def test_a_transform_moves_no_captured_statistics():
+    """As PyTorch's operations in place have it: what a transform does not know of must stay."""
+    (x,) = (t.detach() for t in leaves((6, 3)))
+    module, _ = modules()
+    module.num_batches_tracked = None
+    with pytest.raises(RuntimeError, match="mutate a captured Tensor"):
+        torch.func.grad(lambda x: module(x).sum())(x)
+    assert not module.running_mean.any()
+
+
+@pytest.mark.parametrize("momentum", [1.5, -0.5, torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)], ids=str)
+def test_any_momentum(momentum):
+    (x,) = (t.detach() for t in leaves((6, 3)))
+    ours, theirs = modules()
+    ours.momentum = momentum
+    ours(x)
+    mean = x.mean(0)
+    torch.testing.assert_close(ours.running_mean, mean * momentum)
+    if isinstance(momentum, float):
+        theirs.momentum = momentum
+        theirs(x)
+        torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_statistics_that_only_pytorch_moves():
+    """Ones that require grad or have another shape."""
+    (x,) = (t.detach() for t in leaves((6, 3)))
+    ours, _ = modules()
+    want = copy.deepcopy(ours)
+    want(x)
+    del ours.running_mean
+    ours.running_mean = torch.zeros(1, 3, dtype=torch.float64)
+    ours.running_var.requires_grad_()
+    with torch.no_grad():
+        ours(x)
+    torch.testing.assert_close(ours.running_mean[0], want.running_mean)
+    torch.testing.assert_close(ours.running_var.detach(), want.running_var)
+
+
+def test_parameters_that_are_one_number():
+    """For all features, as the functions take them: in evaluation, twice differentiated."""
+    x = torch.linspace(-1, 2, 18, dtype=torch.float64).reshape(6, 3).requires_grad_()
+    module = bnt.BatchNorm1d(3, dtype=torch.float64).eval()
+    module.weight = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    module.running_var = torch.tensor(3.0, dtype=torch.float64)
+    (dx,) = torch.autograd.grad(module(x).pow(3).sum(), x, create_graph=True)
+    dx.sum().backward()
+    scale = 2 / (3 + module.eps) ** 0.5
+    torch.testing.assert_close(x.grad, 6 * x.detach() * scale**3)
+    del module.weight
+    module.weight = [2.0, 2.0, 2.0]
+    torch.testing.assert_close(module(x), x * scale)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_passes_an_activation(activation):
     """In every derivative, as in forward, and harms no other value."""

@@ -368,9 +368,10 @@ BATCHNORM_API Status input_grad(const View& dy, const View& x, const Axes& axes,
 //     running_var  <- (1 - momentum) * running_var + momentum * var * M / (M - 1)
 //
 // as PyTorch and cuDNN have it; others' momentum is 1 - this one, and Keras, Flax and ONNX leave the variance biased:
-// unbiased is false. mean, var and count, M, are what batch_norm saved, of running_mean's shape (the count of rank 0,
-// too), without groups; any may lie in any type, the averages are computed in double. var stays biased where M is not
-// above 1, and where M is 0 nothing moves. With weights M is (sum w)^2 / sum(w^2).
+// unbiased is false. mean, var and count, M, are what batch_norm saved without groups, of running_mean's shape or of
+// rank 0, for all; any may be of any type, and exactly where an average is, as these are computed in double element by
+// element. var stays biased where M is not above 1, and where M is 0 nothing moves. With weights batch_norm saves
+// sum(w); the M that PyTorch's convention means is (sum w)^2 / sum(w^2), which is for the caller to work out.
 BATCHNORM_API Status update_running(const MutParam& running_mean, const MutParam& running_var, const Param& mean,
                                     const Param& var, const Param& count, double momentum = 0.1,
                                     bool unbiased = true) noexcept;

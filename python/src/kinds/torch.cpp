@@ -137,7 +137,8 @@ void read_torch(const char* argument, nb::handle tensor, Facts& facts) {
         raise(PyExc_TypeError, "%s is a negated view, whose memory has the other sign: pass %s.resolve_neg()", argument,
               argument);
     if (read_dlpack(tensor, facts)) return;
-    // Asked one by one, also for what is wrong with it: a DLPack capsule takes three times as long.
+    // Subclasses, an older PyTorch's tensors and what is to be refused are asked one by one: a DLPack capsule takes
+    // three times as long.
     if (!nb::cast<bool>(tensor.attr("is_cpu"))) {
         if (!nb::cast<bool>(tensor.attr("is_cuda")))
             raise(PyExc_RuntimeError, "%s is on device %s, expected the CPU or a CUDA device", argument,
