@@ -94,6 +94,13 @@ int64_t offset_of(const AnyView& view, int64_t place) noexcept {
     return offset;
 }
 
+template <class AnyView>
+int64_t elements(const AnyView& view) noexcept {
+    int64_t n = 1;
+    for (int d = 0; d < view.rank; ++d) n *= view.shape[d];
+    return n;
+}
+
 // Calls visit(i, byte offset) for the i-th of n elements of a view from the first-th on, in C order; rank 0 has one for
 // all.
 template <class AnyView, class Visit>
@@ -109,8 +116,7 @@ template <class Visit>
 void for_each_value(const Param& param, const Visit& visit) noexcept {
     const char* data = static_cast<const char*>(param.data);
     const bool follow = contiguous(param);
-    int64_t n = 1;
-    for (int d = 0; d < param.rank; ++d) n *= param.shape[d];
+    const int64_t n = elements(param);
     if (follow && param.dtype == DType::f32)
         for (int64_t i = 0; i < n; ++i) visit(load_as<float>(data + i * 4));
     else if (follow && param.dtype == DType::f64)
@@ -224,9 +230,7 @@ void store_column(const Box& box, const Column& values, const MutParam& param) n
 }
 
 void copy_out(const double* values, const MutParam& param) noexcept {
-    if (absent(param)) return;
-    char* data = static_cast<char*>(param.data);
-    for_each_element(param, [&](int64_t offset) { store(data + offset, param.dtype, *values++); });
+    if (!absent(param)) store_values(param, 0, elements(param), values);
 }
 
 void fill(const MutParam& param, double value) noexcept {

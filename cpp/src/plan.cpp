@@ -12,6 +12,8 @@ constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
 
 // What a thread may expect to find in its caches on the second reading.
 constexpr int64_t cached_bytes = 4 << 20;
+// What a channel may have at most, for blocks of channels that are reduced and written.
+constexpr int64_t most_channel_bytes = 2 * cached_bytes;
 // Outputs of this size are large, and written past the caches unless these have what is overwritten, or all that there
 // is of lanes: of calls that only apply, that go over x twice, and over dy as well. The more a call reads, the sooner
 // its output pushes out what it reads again (docs/experiments.md).
@@ -89,16 +91,15 @@ Plan plan_written_rows(const Call& call) noexcept {
 // two tensors from memory take longer beside an output than before it; if it has a part of them, only blocks do that
 // the second level has.
 int64_t most_in_slabs(const Call& call) noexcept {
-    // Of one tensor so large the third level has next to nothing. And no blocks are made of channels larger than that.
-    constexpr int64_t least_uncached_bytes = 24 << 20, any_block = 2 * cached_bytes;
+    constexpr int64_t least_uncached_bytes = 24 << 20;  // of one tensor so large the third level has next to nothing
     if (call.tensors != 2 || call.cached || !call.processor.third_is_quick()) return 0;
-    return call.bytes >= least_uncached_bytes ? any_block : call.processor.own.second;
+    return call.bytes >= least_uncached_bytes ? most_channel_bytes : call.processor.own.second;
 }
 
 // Blocks of channels that are reduced and written.
 Plan plan_rows(const Call& call) noexcept {
-    // What a channel may have at most; and a row, since shorter ones are too short to be read and written in turns.
-    constexpr int64_t most_channel_bytes = 2 * cached_bytes, least_alternate_row_bytes = 256;
+    // Shorter rows are too short to be read and written in turns.
+    constexpr int64_t least_alternate_row_bytes = 256;
     // Not less than that is read in one go; of many samples, where the third level is quick and does not have all, two
     // passes in memory order are quicker than blocks so narrow that they read less than this.
     constexpr int64_t least_contiguous_bytes = 12288, least_in_one_go = 24576;

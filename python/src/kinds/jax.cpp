@@ -1,5 +1,6 @@
 #include "jax.hpp"
 
+#include "dlpack.hpp"
 #include "numpy.hpp"
 
 using batchnorm::DType;
@@ -17,28 +18,6 @@ struct Jax {
         return jax;
     }
 };
-
-// DLPack's tensor, which starts what a capsule has (https://dmlc.github.io/dlpack).
-struct DLTensor {
-    void* data;
-    std::int32_t device_type, device_id;
-    std::int32_t rank;
-    std::uint8_t type_code, bits;
-    std::uint16_t lanes;
-    std::int64_t *shape, *strides;  // strides: in elements; null: C order
-    std::uint64_t byte_offset;
-};
-
-constexpr int dl_cuda = 2, dl_cuda_managed = 13, dl_float = 2, dl_bfloat = 4;
-
-std::optional<DType> type_of(const DLTensor& tensor) {
-    if (tensor.lanes != 1) return std::nullopt;
-    if (tensor.type_code == dl_bfloat && tensor.bits == 16) return DType::bf16;
-    if (tensor.type_code != dl_float) return std::nullopt;
-    if (tensor.bits == 16) return DType::f16;
-    if (tensor.bits == 32) return DType::f32;
-    return tensor.bits == 64 ? std::optional(DType::f64) : std::nullopt;
-}
 
 // What JAX gives out of an array; it does not of one that was deleted (or donated), or that several devices hold.
 template <class Export>
@@ -93,15 +72,7 @@ class JaxWays final : public Ways {
                   accepted_types);
         if (tensor->rank > batchnorm::max_rank)
             raise(PyExc_ValueError, "%s has %d axes, expected at most %d", argument, tensor->rank, batchnorm::max_rank);
-        batchnorm::View& view = facts.view;
-        view.data = static_cast<char*>(tensor->data) + tensor->byte_offset;
-        view.dtype = *type;
-        view.rank = tensor->rank;
-        std::int64_t stride = 1;
-        for (int d = view.rank; d-- > 0; stride *= tensor->shape[d]) {
-            view.shape[d] = tensor->shape[d];
-            view.stride[d] = (tensor->strides ? tensor->strides[d] : stride) * batchnorm::item_size(*type);
-        }
+        set_view(*tensor, *type, facts.view);
     }
     int device(const char* argument, nb::handle array) const override {
         if (!nb::hasattr(array, "__dlpack_device__"))

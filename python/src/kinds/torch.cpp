@@ -2,27 +2,6 @@
 
 using batchnorm::DType;
 
-namespace {
-
-// DLPack's struct of that name: __dlpack_c_exchange_api__ of a type points to it (dmlc.github.io/dlpack, version 1.3).
-struct DLPackExchangeAPI {
-    std::uint32_t major, minor;
-    const DLPackExchangeAPI* prev_api;
-    void *allocate, *managed_from_object, *managed_to_object;
-    ReadDLTensor dltensor_from_object;  // may be null
-    void* current_stream;
-};
-
-ReadDLTensor read_of(nb::handle type) {
-    const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__", nb::none());
-    if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
-    const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    while (api && api->major != 1) api = api->prev_api;
-    return api ? api->dltensor_from_object : nullptr;
-}
-
-}  // namespace
-
 Torch::Torch(nb::object torch)
     : module(torch),
       tensor(torch.attr("Tensor")),
@@ -31,7 +10,7 @@ Torch::Torch(nb::object torch)
       float16(torch.attr("float16")),
       bfloat16(torch.attr("bfloat16")),
       strided(torch.attr("strided")),
-      read(read_of(tensor)),
+      read(reader_of(tensor)),
       is_tracing(torch.attr("jit").attr("is_tracing")),
       dispatch_modes(torch.attr("_C").attr("_len_torch_dispatch_stack")),
       forward_ad(torch.attr("autograd").attr("forward_ad")),
@@ -86,38 +65,20 @@ void* data_of(nb::handle tensor) {
     return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(tensor.attr("data_ptr")()));
 }
 
-std::optional<DType> dlpack_type(nb::dlpack::dtype type) {
-    const auto is = [type](nb::dlpack::dtype_code code, int bits) {
-        return type.code == static_cast<std::uint8_t>(code) && type.bits == bits && type.lanes == 1;
-    };
-    if (is(nb::dlpack::dtype_code::Float, 32)) return DType::f32;
-    if (is(nb::dlpack::dtype_code::Float, 64)) return DType::f64;
-    if (is(nb::dlpack::dtype_code::Float, 16)) return DType::f16;
-    if (is(nb::dlpack::dtype_code::Bfloat, 16)) return DType::bf16;
-    return std::nullopt;
-}
-
 // In a tenth of a microsecond. False: the tensor has to be asked, as one of a subclass, which may answer otherwise.
 bool read_dlpack(nb::handle tensor, Facts& facts) {
     const Torch& torch = *Torch::get();
     if (!torch.read || !tensor.type().is(torch.tensor)) return false;
-    nb::dlpack::dltensor got;
+    DLTensor got;
     if (torch.read(tensor.ptr(), &got) != 0) {
         PyErr_Clear();
         return false;
     }
-    const std::optional<DType> type = dlpack_type(got.dtype);
-    const bool on_gpu = got.device.device_type == nb::device::cuda::value;
-    if (!type || got.ndim > batchnorm::max_rank || (!on_gpu && got.device.device_type != nb::device::cpu::value))
-        return false;
-    if (on_gpu) facts.device = got.device.device_id;
-    facts.view.dtype = *type;
-    facts.view.data = static_cast<char*>(got.data) + got.byte_offset;
-    facts.view.rank = got.ndim;
-    for (int d = 0; d < got.ndim; ++d) {
-        facts.view.shape[d] = got.shape[d];
-        facts.view.stride[d] = got.strides[d] * batchnorm::item_size(*type);
-    }
+    const std::optional<DType> type = type_of(got);
+    const bool on_gpu = got.device_type == dl_cuda;
+    if (!type || got.rank > batchnorm::max_rank || (!on_gpu && got.device_type != dl_cpu)) return false;
+    if (on_gpu) facts.device = got.device_id;
+    set_view(got, *type, facts.view);
     return true;
 }
 

@@ -1,12 +1,7 @@
 // PyTorch's tensors, on the CPU and on GPUs.
 #pragma once
 
-#include <nanobind/ndarray.h>
-
-#include "kind.hpp"
-
-// Fills in a DLPack tensor of a Python object, whose memory and shape it points to; not 0: a Python error is set.
-using ReadDLTensor = int (*)(void* object, nb::dlpack::dltensor* to);
+#include "dlpack.hpp"
 
 // What is looked up in PyTorch once, after the process has imported it.
 struct Torch {
