@@ -229,11 +229,11 @@ Plan plan_lanes(const Call& call) noexcept {
 
 kernels::Reading reading_of(const Call& call) noexcept {
     // Of more than that, two tensors that are reduced together come from memory in the end, and there quickest one row
-    // after the other, where the third level is quick.
+    // after the other, where the third level is quick; if it has much of them, two rows at a time.
     constexpr int64_t least_alone_bytes = 32 << 20;
     if (call.cached) return kernels::Reading::cached;
-    const bool alone = call.bytes * call.tensors > least_alone_bytes && call.processor.third_is_quick();
-    return alone ? kernels::Reading::alone : kernels::Reading::fetched;
+    if (!call.processor.third_is_quick()) return kernels::Reading::fetched;
+    return call.bytes * call.tensors > least_alone_bytes ? kernels::Reading::alone : kernels::Reading::paired;
 }
 
 // Of two passes; or of blocks in turns, if they are so large that the second level has only their ends.

@@ -18,6 +18,7 @@ using batchnorm::kernels::FlavourKernels;
 using batchnorm::kernels::InputGradArgs;
 using batchnorm::kernels::KernelSet;
 using batchnorm::kernels::lane_padding;
+using batchnorm::kernels::LaneGradSumsArgs;
 using batchnorm::kernels::NormalizeArgs;
 using batchnorm::kernels::Reading;
 using batchnorm::kernels::row_accumulators;
@@ -293,26 +294,36 @@ void same_bits_on_all_processors(const Isa& isa, const Isa& other, const Type& t
         const auto sums_of = [&](const TypeKernels& kernels) {
             const RowsOf of(kernels, type, rows, n, 0, false);
             const std::vector<double> means(static_cast<std::size_t>(n), 0);
-            std::vector<Sums> all(9, Sums(std::max(n / row_accumulators + 1, rows), 2));
-            all[8] = Sums(1, 3);
+            std::vector<Sums> all(3, Sums(std::max(n / row_accumulators + 1, rows), 2));
+            all[2] = Sums(1, 3);
             of.moments(all[0], 0, n, true, true);
             of.gradients(all[1], 0, n, true, true);
-            of.weighted(all[8], 0, n, true, true);
-            for (const int way : {0, 1, 2}) {
-                const auto reading = static_cast<Reading>(way);
-                Sums &moments = all[static_cast<std::size_t>(2 + way)],
-                     &grad_sums = all[static_cast<std::size_t>(5 + way)];
+            of.weighted(all[2], 0, n, true, true);
+            // However rows of lanes are read, they are added up alike.
+            const Sums none(std::max(n / row_accumulators + 1, rows), 2);
+            for (const Reading reading : {Reading::fetched, Reading::cached, Reading::paired, Reading::alone}) {
+                Sums moments = none, grad_sums = none, leaky_sums = none;
                 kernels.lane_moments(
                     {x_rows.data(), rows, n, rows, reading, means.data(), moments.lanes(0), moments.lanes(1)});
-                kernels.plain.lane_grad_sums({dy_rows.data(), x_rows.data(), rows, n, rows, reading, means.data(),
-                                              grad_sums.lanes(0), grad_sums.lanes(1)});
+                LaneGradSumsArgs args{dy_rows.data(),     x_rows.data(),     rows, n, rows, reading, means.data(),
+                                      grad_sums.lanes(0), grad_sums.lanes(1)};
+                kernels.plain.lane_grad_sums(args);
+                args.sum_dy = leaky_sums.lanes(0);
+                args.sum_dy_xmu = leaky_sums.lanes(1);
+                args.activated = {true, 0.25};
+                args.mask = x_rows.data();  // any bits
+                kernels.full.lane_grad_sums(args);
+                const std::vector<Sums> read = {moments, grad_sums, leaky_sums};
+                if (reading == Reading::fetched) all.insert(all.end(), read.begin(), read.end());
+                CHECK(std::equal(read.begin(), read.end(), all.begin() + 3));
+                CHECK(!(leaky_sums == grad_sums));
             }
             return all;
         };
         const std::vector<Sums> some = sums_of(*(isa.kernels.*type.kernels)),
                                 others = sums_of(*(other.kernels.*type.kernels));
         for (std::size_t i = 0; i < some.size(); ++i) {
-            CHECK(Sums::some(i < 2 || i == 8 ? some[i].totals : some[i].accumulators));
+            CHECK(Sums::some(i < 3 ? some[i].totals : some[i].accumulators));
             CHECK(some[i] == others[i]);
         }
     }

@@ -75,9 +75,11 @@ class RowGradSums {
 
 template <class T, Flavour flavour, Reading reading>
 void grad_sums_lane_of(const LaneGradSumsArgs args) noexcept {  // not in memory that sums may overwrite
-    constexpr bool cached = reading == Reading::cached, alone = reading == Reading::alone;
-    // Two operands: past the caches half as many rows as of one (docs/experiments.md).
-    constexpr int block = is_half<T> ? 16 : cached ? 8 : alone ? 1 : 4, run = 8, chain = 2, width = Vec<Run<T>>::width;
+    constexpr bool cached = reading == Reading::cached, paired = reading == Reading::paired;
+    constexpr bool alone = reading == Reading::alone;
+    // Two operands: past the caches half as many rows as of one, or fewer (docs/experiments.md).
+    constexpr int uncached = paired ? 2 : alone ? 1 : 4, block = is_half<T> ? 16 : cached ? 8 : uncached;
+    constexpr int run = 8, chain = 2, width = Vec<Run<T>>::width;
     static_assert(batchnorm::kernels::half_lane_rows % block == 0);
     const auto* means = static_cast<const Run<T>*>(args.mean);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
@@ -87,8 +89,9 @@ void grad_sums_lane_of(const LaneGradSumsArgs args) noexcept {  // not in memory
                               args.mask ? static_cast<const std::uint8_t*>(args.mask[row]) : nullptr};
     };
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
-        RowsAhead dy_ahead(args.dy, row, args.listed, row_bytes);
-        RowsAhead x_ahead(args.x, row, args.listed, row_bytes);
+        constexpr int ahead = paired ? block : batchnorm::kernels::rows_ahead;
+        RowsAhead dy_ahead(args.dy, row, args.listed, row_bytes, ahead);
+        RowsAhead x_ahead(args.x, row, args.listed, row_bytes, ahead);
         for_each_column<width, column_of<T, decltype(rows)>>(
             args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
                 constexpr int vectors = decltype(count)::value;
@@ -108,9 +111,9 @@ void grad_sums_lane_of(const LaneGradSumsArgs args) noexcept {  // not in memory
                         if (cached) {
                             prefetch_next(at.dy + i + 2 * vectors * width);
                             prefetch_next(at.x + i + 2 * vectors * width);
-                        } else if (alone) {
-                            prefetch_next(dy_fetched);
-                            prefetch_next(x_fetched);
+                        } else if (paired || alone) {
+                            prefetch_next(dy_fetched + r * bytes);
+                            prefetch_next(x_fetched + r * bytes);
                         } else {
                             prefetch(dy_fetched + r * bytes);
                             prefetch(x_fetched + r * bytes);
@@ -135,9 +138,12 @@ void grad_sums_lane(const LaneGradSumsArgs& args) noexcept {
     // The full flavour and 16 bits have too much else to do.
     if constexpr (flavour != Flavour::full && !is_half<T>)
         if (args.reading == Reading::cached) return grad_sums_lane_of<T, flavour, Reading::cached>(args);
-    // A row's sums are loaded and stored for each of its elements, which takes the widest vectors.
-    if constexpr (flavour != Flavour::full && __is_same(T, float) && Vec<double>::width == line_of<double>)
+    // Sums are loaded and stored for each row's elements, or two rows', which takes the widest vectors.
+    if constexpr (flavour != Flavour::full && __is_same(T, float) && Vec<double>::width == line_of<double>) {
+        if constexpr (flavour != Flavour::masked)  // whose bits take longer than its rows
+            if (args.reading == Reading::paired) return grad_sums_lane_of<T, flavour, Reading::paired>(args);
         if (args.reading == Reading::alone) return grad_sums_lane_of<T, flavour, Reading::alone>(args);
+    }
     grad_sums_lane_of<T, flavour, Reading::fetched>(args);
 }
 

@@ -59,6 +59,9 @@ void moments_lane_of(const LaneMomentsArgs& args) noexcept {
     const auto* pivots = static_cast<const Arithmetic<T>*>(args.pivot);
     const int64_t row_bytes = args.n * static_cast<int64_t>(sizeof(T));
     for_each_block<block>(args.rows, [&](int64_t row, auto rows) __attribute__((always_inline)) {
+        // Looked up once: the compiler would do so in each column, as sums that are stored may be anything.
+        const T* row_of[block];
+        for (int r = 0; r < rows; ++r) row_of[r] = static_cast<const T*>(args.x[row + r]);
         RowsAhead ahead(args.x, row, args.listed, row_bytes);
         for_each_column<width, column_of<T, decltype(rows)>>(
             args.n, [&](auto count, int64_t i, auto... left) __attribute__((always_inline)) {
@@ -74,7 +77,7 @@ void moments_lane_of(const LaneMomentsArgs& args) noexcept {
                     TwoSums<Run<T>> sums[vectors];
                     lanes.begin_run(sums);
                     add_run<T, chain>(sums, begin, many, [&](auto& to, int r) __attribute__((always_inline)) {
-                        const T* x = static_cast<const T*>(args.x[row + r]) + i;
+                        const T* x = row_of[r] + i;
                         if (cached)
                             prefetch_next(x + 2 * vectors * width);
                         else
@@ -85,7 +88,7 @@ void moments_lane_of(const LaneMomentsArgs& args) noexcept {
                     const auto exact = [&](TwoSums<double>& one, int lane) {
                         const auto own = Vec<double>::all(static_cast<double>(pivots[i + lane]));
                         for (int r = begin; r < begin + many; ++r) {
-                            const T* x = static_cast<const T*>(args.x[row + r]) + i + lane;
+                            const T* x = row_of[r] + i + lane;
                             one.add_difference(summand<double>(x, 1) - own);
                         }
                     };

@@ -191,13 +191,14 @@ inline void prefetch_end(const void* end) {
     if (reinterpret_cast<std::uintptr_t>(end) % 64 != 0) prefetch_to_write(end);
 }
 
-// Walks rows in memory order that are read rows_ahead later. A block of rows is read across, column by column, which
-// hardware prefetchers take for no stream at all; with these fetched in order it comes at the memory's speed
-// (docs/experiments.md).
+// Walks rows in memory order that are read `ahead` later, at most rows_ahead. A block of rows is read across, column by
+// column, which hardware prefetchers take for no stream at all; with these fetched in order it comes at the memory's
+// speed (docs/experiments.md).
 class RowsAhead {
   public:
-    RowsAhead(const void* const* rows, int64_t row, int64_t listed, int64_t row_bytes) : row_bytes_(row_bytes) {
-        constexpr int64_t ahead = batchnorm::kernels::rows_ahead;
+    RowsAhead(const void* const* rows, int64_t row, int64_t listed, int64_t row_bytes,
+              int64_t ahead = batchnorm::kernels::rows_ahead)
+        : row_bytes_(row_bytes) {
         const int64_t first = listed - row > ahead ? row + ahead : row;
         rows_ = rows + first;
         left_ = listed - first;

@@ -60,8 +60,9 @@ struct RowMomentsArgs {
 };
 
 // How rows of lanes are reduced: some at a time, column by column, while those so many rows ahead are fetched in memory
-// order; the same of what the caches have, without that; or each row by itself, if a kernel can, and otherwise fetched.
-enum class Reading : std::uint8_t { fetched, cached, alone };
+// order; the same of what the caches have, without that; two, while the next two are fetched to the first level; or
+// each row by itself. The last two if a kernel can, and otherwise fetched.
+enum class Reading : std::uint8_t { fetched, cached, paired, alone };
 inline constexpr int rows_ahead = 16;
 
 struct LaneMomentsArgs {
