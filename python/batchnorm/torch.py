@@ -13,13 +13,14 @@ gradients have gradients again, in training not with weights, and no third deriv
 ``torch.autograd.functional.hvp`` takes, unlike ``vhp``); modes do not nest (a `torch.func.jvp` of a gradient). What
 backward keeps is x, and with an activation a bit for each element, or y where statistics are frozen.
 
-``torch.compile`` goes around all of it, and fails with ``fullgraph=True``. PyTorch's functions that make other layers
-of batch norm (``SyncBatchNorm.convert_sync_batchnorm``, ``fuse_conv_bn_eval``) drop an activation, an axis or groups.
+``torch.compile`` and ``torch.export`` record the modules and `batch_norm_inference` as operators of
+``torch.ops.batchnorm``. ``torch.compile`` goes around `batch_norm`, for what it saves is no tensor, and fails on it
+with ``fullgraph=True``, as ``torch.export`` does. PyTorch's functions that make other layers of batch norm
+(``SyncBatchNorm.convert_sync_batchnorm``, ``fuse_conv_bn_eval``) drop an activation, an axis or groups.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -31,11 +32,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import functional
-from ._core import Saved, update_running
+from ._core import Saved
 from .arguments import check_options, integer
 from .functional import Activation, Axis
 from .higher_order import batch_norm_double_backward, batch_norm_jvp
-from .running import Exponential, effective_count, pooled, unbiased
+from .running import Exponential
+from .torch_operators import in_strides, infer, train, values
+from .torch_running import move
 
 __all__ = [
     "BatchNorm",
@@ -170,9 +173,11 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
         if not self.training and self.running_mean is not None:
             mean, var = _full(x, self.running_mean, shape), _full(x, self.running_var, shape)
             return _infer(x, gamma, beta, residual, mean, var, options)
-        more = {"group_size": self.group_size, "weights": weights}
-        y, saved = _train(x, gamma, beta, residual, {**options, **more})
-        if self.training and self.track_running_stats and self.running_mean is not None:
+        options |= {"group_size": self.group_size, "weights": weights}
+        if torch.compiler.is_compiling():
+            return self._train_in_graph(x, gamma, beta, residual, options)
+        y, saved = _train(x, gamma, beta, residual, options)
+        if self._tracks(x):
             self._track(x, saved)
         return y
 
@@ -194,30 +199,33 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
                 f"{self.num_features}"
             )
 
+    def _tracks(self, x: Tensor) -> bool:
+        return self.training and self.track_running_stats and self.running_mean is not None and x.numel() > 0
+
     def _track(self, x: Tensor, saved: Saved) -> None:
-        count = saved.count
-        if count is None or x.numel() == 0:
-            return
-        momentum = self.momentum
+        batches, momentum = self._count(), self.momentum
+        if momentum is None and batches is not None:
+            momentum = 1 / float(batches)
+        if momentum is not None:  # else as PyTorch has it: an average over batches that nobody counts
+            move(self.running_mean, self.running_var, x, saved, momentum)
+
+    def _count(self) -> Tensor | None:
+        """Batches, with this one; None if nobody counts."""
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
-        if momentum is None:
-            return  # as PyTorch has it: an average over batches that nobody counts
-        if saved.group_size is None and saved.weights is None and x.device.type == "cpu" and not _transforms():
-            # What it refuses, before it writes anything, PyTorch's operations may take: another momentum or type, say.
-            with contextlib.suppress(TypeError, ValueError, RuntimeError):
-                update_running(self.running_mean, self.running_var, saved, momentum, True)
-                return
-        mean, var = saved.mean, saved.var
-        if saved.group_size is not None:
-            mean, var, count = pooled(mean, var, count)
-        values = count
-        if saved.weights is not None:
-            values = torch.from_numpy(effective_count(tuple(x.shape), saved.weights, saved.axis)).to(x.device)
-        for running, value in ((self.running_mean, mean), (self.running_var, unbiased(var, values))):
-            moved = torch.lerp(running.double(), value, momentum)
-            running.copy_(moved if isinstance(count, float) else torch.where(count > 0, moved, running))
+        return self.num_batches_tracked
+
+    def _train_in_graph(self, x: Tensor, gamma: Any, beta: Any, residual: Any, options: Any) -> Tensor:
+        """As in `forward` and `_track`, by an operator, which gives running statistics anew."""
+        options, momentum = _constant_weights(x, options), None if self.momentum is None else float(self.momentum)
+        batches = self._count() if self._tracks(x) else None
+        if not self._tracks(x) or (momentum is None and batches is None):
+            return train(x, gamma, beta, residual, (None, None), None, None, options)[0]
+        running = (self.running_mean, self.running_var)
+        y, moved = train(x, gamma, beta, residual, running, batches, momentum, options)
+        for one, new in zip(running, moved, strict=True):
+            one.copy_(new)
+        return y
 
     def extra_repr(self) -> str:
         """PyTorch's, and what differs from its layers."""
@@ -272,7 +280,7 @@ def convert(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def revert(module: torch.nn.Module) -> torch.nn.Module:
-    """Make `BatchNorm1d`, 2d and 3d in a module PyTorch's, for torch.jit, torch.export or ONNX; return the module.
+    """Make `BatchNorm1d`, 2d and 3d in a module PyTorch's, for torch.jit, torch.fx or ONNX; return the module.
 
     Those with an activation, groups or another axis, which PyTorch's lack, are left as they are.
     """
@@ -340,7 +348,7 @@ class _Training(_Function):
     @staticmethod
     @_computes
     def forward(x: Any, gamma: Any, beta: Any, residual: Any, options: Any) -> Any:
-        return functional.batch_norm(_values(x), _values(gamma), _values(beta), residual=_values(residual), **options)
+        return functional.batch_norm(values(x), values(gamma), values(beta), residual=values(residual), **options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -358,9 +366,8 @@ class _Training(_Function):
             return (None,) * 5
         x, gamma, _ = ctx.saved_tensors
         saved = ctx.statistics
-        if saved.activation is not None and x.stride() != ctx.strides:
-            # A hook on saved tensors gave x another memory order than forward's, which the mask is in.
-            x = torch.empty_strided(x.shape, ctx.strides, dtype=x.dtype, device=x.device).copy_(x)
+        if saved.activation is not None:  # whose mask is in forward's memory order; a hook may have given x another
+            x = in_strides(x, ctx.strides)
         if _records():  # these gradients are to have gradients
             if saved.activation is not None:
                 dy, saved = _through(dy, _Slopes.apply(x, saved)), saved._without_activation()
@@ -368,7 +375,7 @@ class _Training(_Function):
             dresidual = dy
         else:
             dx, dgamma, dbeta, dresidual = functional.batch_norm_backward(
-                dy, _values(x), saved, _values(gamma), need_dresidual=ctx.adds
+                dy, values(x), saved, values(gamma), need_dresidual=ctx.adds
             )
         return _wanted(ctx, dx, dgamma, dbeta, dresidual)
 
@@ -390,7 +397,7 @@ class _TrainingBackward(_Function):
     @staticmethod
     @_computes
     def forward(dy: Any, x: Any, gamma: Any, saved: Any) -> Any:
-        return functional.batch_norm_backward(_values(dy), _values(x), saved, _values(gamma))[:3]
+        return functional.batch_norm_backward(values(dy), values(x), saved, values(gamma))[:3]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -412,7 +419,7 @@ class _DoubleBackward(_Function):
     @staticmethod
     @_computes
     def forward(ddx: Any, dy: Any, x: Any, gamma: Any, ddgamma: Any, ddbeta: Any, saved: Any) -> Any:
-        ddx, dy, x, gamma, ddgamma, ddbeta = map(_values, (ddx, dy, x, gamma, ddgamma, ddbeta))
+        ddx, dy, x, gamma, ddgamma, ddbeta = map(values, (ddx, dy, x, gamma, ddgamma, ddbeta))
         return tuple(batch_norm_double_backward(ddx, dy, x, saved, gamma, ddgamma=ddgamma, ddbeta=ddbeta))
 
     @staticmethod
@@ -426,7 +433,7 @@ class _Tangent(_Function):
     @staticmethod
     @_computes
     def forward(tx: Any, x: Any, gamma: Any, tgamma: Any, tbeta: Any, saved: Any) -> Any:
-        tx, x, gamma, tgamma, tbeta = map(_values, (tx, x, gamma, tgamma, tbeta))
+        tx, x, gamma, tgamma, tbeta = map(values, (tx, x, gamma, tgamma, tbeta))
         return batch_norm_jvp(tx, x, saved, gamma, tgamma=tgamma, tbeta=tbeta)
 
     @staticmethod
@@ -440,7 +447,7 @@ class _Slopes(_Function):
     @staticmethod
     @_computes
     def forward(x: Any, saved: Any) -> Any:
-        x = _values(x)
+        x = values(x)
         return functional.batch_norm_backward(torch.ones_like(x), x, saved, need_dresidual=True).dresidual
 
     @staticmethod
@@ -459,7 +466,7 @@ class _Inference(_Function):
     @_computes
     def forward(x: Any, gamma: Any, beta: Any, residual: Any, mean: Any, var: Any, options: Any) -> Any:
         return functional.batch_norm_inference(
-            _values(x), mean, var, _values(gamma), _values(beta), residual=_values(residual), **options
+            values(x), mean, var, values(gamma), values(beta), residual=values(residual), **options
         )
 
     @staticmethod
@@ -486,7 +493,7 @@ class _Inference(_Function):
             dgamma, dbeta = (one.sum(reduced) if reduced else one for one in (product, wide))
         else:
             dx, dgamma, dbeta, dresidual = functional.batch_norm_inference_backward(
-                dy, _values(x), mean, var, _values(gamma), y=_values(y), need_dresidual=ctx.adds, **ctx.options
+                dy, values(x), mean, var, values(gamma), y=values(y), need_dresidual=ctx.adds, **ctx.options
             )
         return *_wanted(ctx, dx, dgamma, dbeta, dresidual), None, None
 
@@ -508,9 +515,7 @@ class _Inference(_Function):
 
 def _train(x: Tensor, gamma: Any, beta: Any, residual: Any, options: Any) -> tuple[Tensor, Saved]:
     """`_Training`, recorded if PyTorch records."""
-    if options["weights"] is not None:
-        _check_constants(weights=options["weights"])
-        options = {**options, "weights": _tensor(x, options["weights"])}
+    options = _constant_weights(x, options)
     function = _Training.apply if _records() else _Training.forward
     y, saved = function(x, gamma, beta, residual, options)
     return y, saved
@@ -519,13 +524,23 @@ def _train(x: Tensor, gamma: Any, beta: Any, residual: Any, options: Any) -> tup
 def _infer(x: Tensor, gamma: Any, beta: Any, residual: Any, mean: Any, var: Any, options: Any) -> Tensor:
     """`_Inference`, recorded if PyTorch records."""
     _check_constants(mean=mean, var=var)
+    if torch.compiler.is_compiling():
+        return infer(x, gamma, beta, residual, mean, var, options)
     function = _Inference.apply if _records() else _Inference.forward
     y: Tensor = function(x, gamma, beta, residual, mean, var, options)
     return y
 
 
+def _constant_weights(x: Tensor, options: Any) -> Any:
+    """Options, whose weights, if any, are a tensor that needs no gradient."""
+    if options["weights"] is None:
+        return options
+    _check_constants(weights=options["weights"])
+    return {**options, "weights": _tensor(x, options["weights"])}
+
+
 def _check_tensor(x: Any) -> None:
-    if type(x) is not Tensor:
+    if type(x) is not Tensor and not (isinstance(x, Tensor) and torch.compiler.is_compiling()):
         _check_values(x)
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}, expected a torch tensor")
@@ -538,8 +553,8 @@ def _check_values(*tensors: Any) -> None:
             raise TypeError(_NO_VMAP) from None
         if _is_any(one, "is_functionaltensor") or type(one).__module__.startswith(("torch.fx", "torch._subclasses")):
             raise TypeError(
-                f"a tensor that PyTorch traces ({type(one).__name__}) has no values to normalize: trace or export "
-                "batchnorm.torch.revert(model)"
+                f"a tensor that PyTorch traces ({type(one).__name__}) has no values to normalize: use a module "
+                "of batchnorm.torch for torch.compile or torch.export, else trace batchnorm.torch.revert(model)"
             ) from None
 
 
@@ -592,17 +607,6 @@ def _full(x: Tensor, parameter: Any, shape: list[int] | None) -> Any:
 def _records() -> bool:
     """Whether PyTorch records operations for derivatives, in reverse or in forward mode."""
     return bool(torch.is_grad_enabled()) or torch.autograd.forward_ad._current_level >= 0
-
-
-def _transforms() -> bool:
-    """Whether this is inside of a transform of torch.func, which wraps tensors, and watches what is written."""
-    peek = getattr(torch._C._functorch, "peek_interpreter_stack", None)
-    return peek is None or peek() is not None
-
-
-def _values(tensor: Any) -> Any:
-    """Without what autograd knows of a tensor: inside of a Function it does not record."""
-    return tensor.detach() if isinstance(tensor, Tensor) else tensor
 
 
 def _wanted(ctx: Any, dx: Any, dgamma: Any, dbeta: Any, dresidual: Any) -> tuple[Any, ...]:

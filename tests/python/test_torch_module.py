@@ -628,25 +628,18 @@ def test_empty_batches_and_errors():
     assert not layer.running_mean.any()
 
 
-def test_compiled_and_traced():
-    """torch.compile goes around it; what records operations refuses it, and takes what revert makes of it."""
+def test_traced():
+    """What records operations refuses it, and takes what revert makes of it."""
     code = """
     import torch, warnings, batchnorm.torch
+    from torch._subclasses import FakeTensorMode
     warnings.simplefilter("ignore")
-    torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
     x = torch.randn(4, 3, 8, 8)
-    want = net(x)
     batchnorm.torch.convert(net)
-    compiled = torch.compile(net, backend="aot_eager")
-    got = compiled(x)
-    got.square().sum().backward()
-    print((got - want).abs().max().item() < 1e-5, net[1].weight.grad is not None)
-    torch._dynamo.reset()
     for refused in (
-        lambda: torch.compile(net, backend="aot_eager", fullgraph=True)(x),
         lambda: torch.jit.trace(net, x, check_trace=False),
-        lambda: torch.export.export(net, (x,), strict=False),
+        lambda: batchnorm.torch.batch_norm(FakeTensorMode().from_tensor(x)),
     ):
         try:
             refused()
@@ -659,10 +652,8 @@ def test_compiled_and_traced():
 
     ended = run_python("-c", textwrap.dedent(code), timeout=300)
     assert ended.stdout.splitlines() == [
-        "True True",
-        "Unsupported",
         "x is traced by torch.jit, which cannot record this function: call it outside the trace",
-        "a tensor that PyTorch traces (FakeTensor) has no values to normalize: trace or export "
-        "batchnorm.torch.revert(model)",
+        "a tensor that PyTorch traces (FakeTensor) has no values to normalize: use a module of batchnorm.torch for "
+        "torch.compile or torch.export, else trace batchnorm.torch.revert(model)",
         "True",
     ], ended.stderr
