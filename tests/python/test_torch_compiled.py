@@ -93,9 +93,9 @@ def test_what_a_module_does_not_track():
 
 
 def test_a_mask_whose_rows_are_groups():
-    """Of 4 elements each, a byte for each; those of x, 33 elements, would take 5."""
+    """Of 4 elements, a byte for each; those of x, 34 elements, would take 5."""
     ours = bnt.BatchNorm(1, group_size=4, activation="relu")
-    check_step(ours, compiled(copy.deepcopy(ours)), torch.randn(33, 1))
+    check_step(ours, compiled(copy.deepcopy(ours)), torch.randn(34, 1))
 
 
 def test_sixteen_bits_by_autocast():
