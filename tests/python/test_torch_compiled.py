@@ -94,8 +94,9 @@ def test_what_a_module_does_not_track():
 
 def test_a_mask_whose_rows_are_groups():
     """Of 4 elements, a byte for each; those of x, 34 elements, would take 5."""
-    ours = bnt.BatchNorm(1, group_size=4, activation="relu")
-    check_step(ours, compiled(copy.deepcopy(ours)), torch.randn(34, 1))
+    x, ours = torch.randn(34, 1), bnt.BatchNorm(1, group_size=4, activation="relu")
+    check_step(ours, compiled(copy.deepcopy(ours)), x)
+    check(operators.batch_norm.default, (x, *[None] * 8, [1], 1e-5, "relu", 0.01, None, 4))
 
 
 def test_sixteen_bits_by_autocast():
