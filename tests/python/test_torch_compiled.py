@@ -92,13 +92,6 @@ def test_what_a_module_does_not_track():
     assert layer.num_batches_tracked == 0
 
 
-def test_a_mask_whose_rows_are_groups():
-    """Of 4 elements, a byte for each; those of x, 34 elements, would take 5."""
-    x, ours = torch.randn(34, 1), bnt.BatchNorm(1, group_size=4, activation="relu")
-    check_step(ours, compiled(copy.deepcopy(ours)), x)
-    check(operators.batch_norm.default, (x, *[None] * 8, [1], 1e-5, "relu", 0.01, None, 4))
-
-
 def test_sixteen_bits_by_autocast():
     ours = nn.Sequential(nn.Conv2d(3, 4, 1), bnt.BatchNorm2d(4, activation="relu"))
     graph = compiled(copy.deepcopy(ours))
