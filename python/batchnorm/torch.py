@@ -218,8 +218,9 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
     def _train_in_graph(self, x: Tensor, gamma: Any, beta: Any, residual: Any, options: Any) -> Tensor:
         """As in `forward` and `_track`, by an operator, which gives running statistics anew."""
         options, momentum = _constant_weights(x, options), None if self.momentum is None else float(self.momentum)
-        batches = self._count() if self._tracks(x) else None
-        if not self._tracks(x) or (momentum is None and batches is None):
+        tracks = self._tracks(x)
+        batches = self._count() if tracks else None
+        if not tracks or (momentum is None and batches is None):
             return train(x, gamma, beta, residual, (None, None), None, None, options)[0]
         running = (self.running_mean, self.running_var)
         y, moved = train(x, gamma, beta, residual, running, batches, momentum, options)

@@ -90,14 +90,14 @@ def _kept(x: Tensor, axis: Any) -> list[Any]:
 def _mask_bytes(x: Tensor, group_size: int | None) -> Any:
     """Enough for a mask, however the library goes through x, if x has no gaps: strides do not go in.
 
-    Each row begins a byte; it is as long as one of x's dimensions, or some of them, or a part of a group.
+    Each row begins a byte; it is as long as one of x's dimensions, of which the first ends with each group, or longer.
     """
-    most: Any = x.numel()
-    if group_size is None:
-        most = 1
-        for n in x.shape:
-            if n > 1:
-                most = torch.sym_max(most, x.numel() // n * ((n + 7) // 8))
+    most: Any = 1
+    for d, n in enumerate(x.shape):
+        if n > 1:
+            group = n if group_size is None or d > 0 else group_size
+            row = n // group * ((group + 7) // 8) + (n % group + 7) // 8
+            most = torch.sym_max(most, x.numel() // n * row)
     return most
 
 
@@ -158,28 +158,17 @@ def batch_norm(
 
 
 @batch_norm.register_fake  # type: ignore[untyped-decorator]
-def _(
-    x: Any,
-    gamma: Any,
-    beta: Any,
-    residual: Any,
-    weights: Any,
-    running_mean: Any,
-    running_var: Any,
-    batches: Any,
-    momentum: Any,
-    *given: Any,
-) -> tuple[Tensor, ...]:
-    options = _named(given)
+def _(x: Any, gamma: Any, beta: Any, residual: Any, weights: Any, *rest: Any) -> tuple[Tensor, ...]:
+    running, options = rest[:2], _named(rest[4:])
     shape, group_size = _kept(x, options["axis"]), options["group_size"]
     if group_size is not None:
         shape = [(x.shape[0] + group_size - 1) // group_size, *shape]
     mean, inv_std = (x.new_empty(shape, dtype=torch.float64) for _ in range(2))
     count = _absent(x, torch.float64) if weights is None else torch.empty_like(mean)
-    running = [_absent(x) if one is None else torch.empty_like(one) for one in (running_mean, running_var)]
+    moved = [_absent(x) if one is None else torch.empty_like(one) for one in running]
     mask = x.new_empty(_mask_bytes(x, group_size) if options["activation"] else 0, dtype=torch.uint8)
     layout = torch.empty(1 + x.dim() if options["activation"] else 0, dtype=torch.int64)
-    return torch.empty_like(x), mean, inv_std, count, mask, layout, *running
+    return torch.empty_like(x), mean, inv_std, count, mask, layout, *moved
 
 
 @_operator(
@@ -226,20 +215,8 @@ def batch_norm_backward(
 
 
 @batch_norm_backward.register_fake  # type: ignore[untyped-decorator]
-def _(
-    dy: Any,
-    x: Any,
-    gamma: Any,
-    mean: Any,
-    inv_std: Any,
-    count: Any,
-    mask: Any,
-    layout: Any,
-    weights: Any,
-    need_dresidual: bool,
-    axis: Any,
-    *options: Any,
-) -> tuple[Tensor, ...]:
+def _(dy: Any, x: Any, gamma: Any, *rest: Any) -> tuple[Tensor, ...]:
+    need_dresidual, axis = rest[6:8]
     return _fake_grads(x, gamma, axis, need_dresidual)
 
 
@@ -294,9 +271,8 @@ def batch_norm_inference_backward(
 
 
 @batch_norm_inference_backward.register_fake  # type: ignore[untyped-decorator]
-def _(
-    dy: Any, x: Any, gamma: Any, mean: Any, var: Any, y: Any, need_dresidual: bool, axis: Any, *options: Any
-) -> tuple[Tensor, ...]:
+def _(dy: Any, x: Any, gamma: Any, *rest: Any) -> tuple[Tensor, ...]:
+    need_dresidual, axis = rest[3:5]
     return _fake_grads(x, gamma, axis, need_dresidual)
 
 

@@ -263,6 +263,17 @@ def test_operators(dtype, activation, layout):
         )
 
 
+def test_masks_of_groups():
+    """They have a bit for each element still; rows along the batch end with each group."""
+    x = torch.randn(17, 5, 5).permute(2, 1, 0)
+    options = ([1], 1e-5, "relu", 0.01, None, 2)
+    check(operators.batch_norm.default, (x, *[None] * 8, *options))
+    saved = batchnorm.batch_norm(x, axis=1, activation="relu", group_size=2)[1]
+    assert saved.mask.numel() > x[:1].numel()  # that of no groups fits into this
+    *_, mask, _, _, _ = operators.batch_norm(torch.randn(64, 8, 64), *[None] * 8, *options[:-1], 32)
+    assert mask.numel() == 64 * 8 * 64 // 8
+
+
 def test_backward_lays_x_out_as_forward_had_it():
     """The mask is in that order, of the same size in others."""
     x = torch.randn(6, 8, 4, 4).to(memory_format=torch.channels_last)
