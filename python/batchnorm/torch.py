@@ -10,12 +10,13 @@
 Tensors of any memory format, on the CPU and on GPUs; arguments, formulas and errors are those of
 `batchnorm.functional`. Gradients go to x, gamma, beta and the residual. On the CPU there is forward mode, too, and
 gradients have gradients again, in training not with weights, and no third derivatives (which
-``torch.autograd.functional.hvp`` takes, unlike ``vhp``); modes do not nest (a `torch.func.jvp` of a gradient). What
+``torch.autograd.functional.hvp`` takes, unlike ``vhp``); modes do not nest (a `torch.func.jvp` of another one). What
 backward keeps is x, and with an activation a bit for each element, or y where statistics are frozen.
 
 ``torch.compile`` and ``torch.export`` record the modules and `batch_norm_inference` as operators of
-``torch.ops.batchnorm``. ``torch.compile`` goes around `batch_norm`, for what it saves is no tensor, and fails on it
-with ``fullgraph=True``, as ``torch.export`` does. PyTorch's functions that make other layers of batch norm
+``torch.ops.batchnorm``, which have first derivatives in reverse mode, and not those of ``torch.func``. ``torch.compile``
+goes around `batch_norm`, for what it saves is no tensor, and fails on it with ``fullgraph=True``, as ``torch.export``
+does. PyTorch's functions that make other layers of batch norm
 (``SyncBatchNorm.convert_sync_batchnorm``, ``fuse_conv_bn_eval``) drop an activation, an axis or groups.
 """
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,7 +39,7 @@ from .arguments import check_options, integer
 from .functional import Activation, Axis
 from .higher_order import batch_norm_double_backward, batch_norm_jvp
 from .running import Exponential
-from .torch_operators import in_strides, infer, train, values
+from .torch_operators import in_strides, infer, refuse_lost_gradients, train, values
 from .torch_running import move
 
 __all__ = [
@@ -115,7 +117,9 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
     x has any rank, and num_features along axis (1, or -1 for data that end with the features). The running statistics
     are moved as PyTorch moves them, by the unbiased variance, in float64 before they are rounded; an empty batch leaves
     them. activation comes last, after the residual that a call may be given; group_size and a call's weights are those
-    of `batch_norm`, and the running statistics those of the whole batch::
+    of `batch_norm`, and the running statistics those of the whole batch. momentum=None averages over all batches, which
+    are counted for all channels together, as in PyTorch: also for one without any weight in a batch
+    (`batchnorm.BatchNorm` counts for each)::
 
         y = layer(x, residual=skip, weights=mask)
     """
@@ -150,6 +154,8 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
         if momentum is not None:
             Exponential(momentum)  # which checks it
         num_features = integer("num_features", num_features)
+        if num_features < 0:
+            raise ValueError(f"num_features must not be negative, got {num_features}")
         more = {} if bias else {"bias": False}  # older PyTorch has no such argument
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **more)
         self.axis = integer("axis", axis)
@@ -158,8 +164,9 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):  # type: ignore[misc]
         self.group_size = group_size
         self.threads = threads
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, *, weights: Any = None) -> Tensor:
-        """Normalize x by its own statistics in training, and where there are no running ones; else by those."""
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, weights: Any = None) -> Tensor:
+        """Normalize input by its own statistics in training, and where there are no running ones; else by those."""
+        x = input
         self._check_features(x)
         shape = [self.num_features]
         options = {
@@ -353,8 +360,8 @@ class _Training(_Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, gamma, _, residual, options = inputs
-        ctx.statistics, ctx.adds, ctx.strides = output[1], residual is not None, x.stride()
+        x, gamma, _, _, options = inputs
+        ctx.statistics, ctx.strides = output[1], x.stride()
         ctx.set_materialize_grads(False)
         weights = options["weights"]  # for PyTorch to see that they do not change
         ctx.save_for_backward(x, gamma, weights if isinstance(weights, Tensor) else None)
@@ -375,9 +382,11 @@ class _Training(_Function):
             dx, dgamma, dbeta = _TrainingBackward.apply(dy, x, gamma, saved)
             dresidual = dy
         else:
+            adds = ctx.needs_input_grad[3] and saved.activation is not None
             dx, dgamma, dbeta, dresidual = functional.batch_norm_backward(
-                dy, values(x), saved, values(gamma), need_dresidual=ctx.adds
+                values(dy), values(x), saved, values(gamma), need_dresidual=adds
             )
+            dresidual = dresidual if adds else dy
         return _wanted(ctx, dx, dgamma, dbeta, dresidual)
 
     @staticmethod
@@ -472,8 +481,7 @@ class _Inference(_Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, gamma, _, residual, mean, var, ctx.options = inputs
-        ctx.adds = residual is not None
+        x, gamma, _, _, mean, var, ctx.options = inputs
         ctx.set_materialize_grads(False)  # a tangent that there is not, as zeros, would be NaN beside NaN
         mean, var = mean.clone(), var.clone()  # running statistics may move before backward
         y = output if ctx.options["activation"] else None
@@ -493,9 +501,11 @@ class _Inference(_Function):
             dx, product = (wide * scale).to(x.dtype), wide * xhat
             dgamma, dbeta = (one.sum(reduced) if reduced else one for one in (product, wide))
         else:
+            adds = ctx.needs_input_grad[3] and y is not None
             dx, dgamma, dbeta, dresidual = functional.batch_norm_inference_backward(
-                dy, values(x), mean, var, values(gamma), y=values(y), need_dresidual=ctx.adds, **ctx.options
+                values(dy), values(x), mean, var, values(gamma), y=values(y), need_dresidual=adds, **ctx.options
             )
+            dresidual = dresidual if adds else dy
         return *_wanted(ctx, dx, dgamma, dbeta, dresidual), None, None
 
     @staticmethod
@@ -517,6 +527,7 @@ class _Inference(_Function):
 def _train(x: Tensor, gamma: Any, beta: Any, residual: Any, options: Any) -> tuple[Tensor, Saved]:
     """`_Training`, recorded if PyTorch records."""
     options = _constant_weights(x, options)
+    _check_nesting()
     function = _Training.apply if _records() else _Training.forward
     y, saved = function(x, gamma, beta, residual, options)
     return y, saved
@@ -527,6 +538,7 @@ def _infer(x: Tensor, gamma: Any, beta: Any, residual: Any, mean: Any, var: Any,
     _check_constants(mean=mean, var=var)
     if torch.compiler.is_compiling():
         return infer(x, gamma, beta, residual, mean, var, options)
+    _check_nesting()
     function = _Inference.apply if _records() else _Inference.forward
     y: Tensor = function(x, gamma, beta, residual, mean, var, options)
     return y
@@ -570,17 +582,29 @@ def _check_constants(**constants: Any) -> None:
     for name, one in constants.items():
         if not isinstance(one, Tensor):
             continue
-        if one.requires_grad:
-            raise TypeError(f"{name} requires grad, which this function would lose: pass {name}.detach()")
+        refuse_lost_gradients(**{name: one.requires_grad})
         forward_ad = torch.autograd.forward_ad
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(one).tangent is not None:
             raise TypeError(f"{name} has a tangent, which this function would lose: pass its primal")
 
 
+def _check_nesting() -> None:
+    """Refuse forward mode inside of forward mode, where the outer tangents of a Function are zeros."""
+    if torch.autograd.forward_ad._current_level < 0:
+        return
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    if sum(one.key() == torch._C._functorch.TransformType.Jvp for one in stack) > 1:
+        raise TypeError("a torch.func.jvp of another one has no rule for batch norm: use batchnorm.torch.revert(model)")
+
+
 def _kept(x: Tensor, axis: Any) -> tuple[Any, list[int] | None]:
     """Axis as a tuple, and the shape of these axes in x's order; None where the functions will refuse it."""
     axes = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
-    if not all(isinstance(a, int) and -x.dim() <= a < x.dim() for a in axes):
+    try:
+        axes = tuple(map(operator.index, axes))
+    except TypeError:
+        return axis, None
+    if not all(-x.dim() <= a < x.dim() for a in axes):
         return axis, None
     return axes, [x.shape[a] for a in sorted(a % x.dim() for a in axes)]
 

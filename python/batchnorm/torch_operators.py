@@ -16,7 +16,7 @@ from . import functional
 from ._core import Saved
 from .torch_running import move
 
-__all__ = ["in_strides", "infer", "train", "values"]
+__all__ = ["in_strides", "infer", "refuse_lost_gradients", "train", "values"]
 
 # Options come last, in this order.
 _INFERENCE = "int[] axis, float eps, str? activation, float negative_slope, int? threads"
@@ -30,6 +30,7 @@ def train(
     x: Tensor, gamma: Any, beta: Any, residual: Any, running: Any, batches: Any, momentum: Any, options: Any
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Y, and the running statistics moved, by operators."""
+    _refuse_forward_mode()
     y, *_, mean, var = batch_norm(
         x, gamma, beta, residual, options["weights"], *running, batches, momentum, *_in_order(options, _TRAINING)
     )
@@ -38,20 +39,30 @@ def train(
 
 def infer(x: Tensor, gamma: Any, beta: Any, residual: Any, mean: Any, var: Any, options: Any) -> Tensor:
     """Y by operators."""
+    _refuse_forward_mode()
     y: Tensor = batch_norm_inference(x, gamma, beta, residual, mean, var, *_in_order(options, _INFERENCE))
     return y
 
 
 def values(tensor: Any) -> Any:
-    """Without what autograd knows of a tensor: inside of what it records as one step."""
-    return tensor.detach() if isinstance(tensor, Tensor) else tensor
+    """Without what autograd knows of a tensor: inside of what it records as one step.
+
+    Negations and zeros that PyTorch has put off are carried out.
+    """
+    if not isinstance(tensor, Tensor):
+        return tensor
+    tensor = tensor.detach()
+    if tensor.is_neg():
+        return tensor.resolve_neg()
+    return torch.zeros_like(tensor) if tensor._is_zerotensor() else tensor
 
 
 def in_strides(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     """X in that memory order."""
     if x.stride() == strides:
         return x
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+    once = x[tuple(slice(1) if stride == 0 else slice(None) for stride in strides)]  # of what is expanded
+    return torch.empty_strided(once.shape, strides, dtype=x.dtype, device=x.device).copy_(once).expand(x.shape)
 
 
 def _operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
@@ -59,6 +70,7 @@ def _operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
 
     def define(function: Callable[..., Any]) -> Any:
         def call(*arguments: Any) -> Any:
+            _refuse_forward_mode()
             return function(*map(values, arguments))
 
         return torch.library.custom_op(
@@ -66,6 +78,22 @@ def _operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
         )
 
     return define
+
+
+def _refuse_forward_mode() -> None:
+    """Operators would lose tangents, and where they are called there is nothing to see of them."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise TypeError(
+            "forward mode (torch.func.jvp, dual_level) has no rule for batch norm that torch.compile or torch.export "
+            "has recorded: go without them, or use batchnorm.torch.revert(model)"
+        )
+
+
+def refuse_lost_gradients(**needed: bool) -> None:
+    """Say which argument requires a gradient that it would not get."""
+    for name, needs in needed.items():
+        if needs:
+            raise TypeError(f"{name} requires grad, which this function would lose: pass {name}.detach()")
 
 
 def _in_order(options: Any, schema: str) -> list[Any]:
@@ -149,7 +177,7 @@ def batch_norm(
         mask, layout = saved.mask, [saved.mask.numel(), *x.stride()]
         most = _mask_bytes(x, options["group_size"])
         if most > layout[0]:
-            mask = mask.new_empty(most)
+            mask = mask.new_zeros(most)
             mask[: layout[0]] = saved.mask
     moved_mean, moved_var = (_absent(x) if one is None else one.clone() for one in (running_mean, running_var))
     if running_mean is not None and x.numel() > 0:
@@ -222,6 +250,8 @@ def _(dy: Any, x: Any, gamma: Any, *rest: Any) -> tuple[Tensor, ...]:
 
 def _save_training(ctx: Any, inputs: Any, output: Any) -> None:
     x, gamma, _, _, weights, *_ = inputs
+    names = ("weights", "running_mean", "running_var")
+    refuse_lost_gradients(**dict(zip(names, ctx.needs_input_grad[4:7], strict=True)))
     _, mean, inv_std, count, mask, layout, *_ = output
     ctx.given = inputs[9:]
     ctx.options = _named(ctx.given)
@@ -278,6 +308,7 @@ def _(dy: Any, x: Any, gamma: Any, *rest: Any) -> tuple[Tensor, ...]:
 
 def _save_inference(ctx: Any, inputs: Any, output: Any) -> None:
     x, gamma, _, _, mean, var, *ctx.given = inputs
+    refuse_lost_gradients(mean=ctx.needs_input_grad[4], var=ctx.needs_input_grad[5])
     ctx.options = _named(ctx.given)
     y = output if ctx.options["activation"] else None
     ctx.save_for_backward(x, gamma, mean.clone(), var.clone(), y)  # running statistics may move before backward

@@ -30,6 +30,9 @@ def move(running_mean: Tensor, running_var: Tensor, x: Tensor, saved: Saved, mom
     values = count
     if saved.weights is not None:
         values = torch.from_numpy(effective_count(tuple(x.shape), saved.weights, saved.axis)).to(x.device)
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if running.numel() != mean.numel():
+            raise ValueError(f"{name} has shape {tuple(running.shape)}, expected {tuple(mean.shape)}")
     for running, value in ((running_mean, mean), (running_var, unbiased(var, values))):
         moved = torch.lerp(running.double(), value, momentum)
         running.copy_(moved if isinstance(count, float) else torch.where(count > 0, moved, running))

@@ -288,6 +288,56 @@ def test_backward_lays_x_out_as_forward_had_it():
     assert [one.stride() for one in grads[1]][::3] == [x.contiguous().stride()] * 2
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_forward_mode_is_refused(mode):
+    """In a graph, where operators would give tangents of zeros."""
+    module = getattr(bnt.BatchNorm1d(3, track_running_stats=mode == "eval"), mode)()
+    x = torch.randn(6, 3)
+
+    def tangent(x):
+        return torch.func.jvp(module, (x,), (x.cos(),))[1]
+
+    assert tangent(x).abs().max() > 0.5
+    with pytest.raises(Exception, match=r"forward mode .* has no rule"):
+        compiled(tangent)(x)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(tangent, backend="eager")(x), tangent(x))  # it goes around what raises
+    program = torch.export.export(copy.deepcopy(module), (x,)).module()
+    with pytest.raises(TypeError, match=r"forward mode .* has no rule"):
+        torch.func.jvp(program, (x,), (x.cos(),))
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level(), pytest.raises(TypeError, match=r"forward mode .* has no rule"):
+        program(forward_ad.make_dual(x, x.cos()))
+
+
+def test_programs_lose_no_gradients():
+    """What is a constant where nothing is traced may need a gradient when a program is called."""
+
+    class Weighted(nn.Module):
+        def forward(self, x, weights):
+            return normalize(x, weights=weights)
+
+    class Frozen(nn.Module):
+        def forward(self, x, var):
+            return bnt.batch_norm_inference(x, torch.zeros(3), var)
+
+    normalize = bnt.BatchNorm(3, track_running_stats=False)
+    x = torch.randn(6, 3)
+    for module, name, shape in ((Weighted(), "weights", 6), (Frozen(), "var", 3)):
+        program = torch.export.export(module, (x, torch.rand(shape))).module()
+        program(x, torch.rand(shape))
+        with pytest.raises(TypeError, match=f"{name} requires grad"):
+            program(x, torch.rand(shape, requires_grad=True))
+
+
+def test_equal_calls_have_equal_masks():
+    """Also of the bytes that no element has a bit of."""
+    x, gamma = torch.randn(6, 3, 4, 5, requires_grad=True), torch.rand(3, requires_grad=True)
+    arguments = (x, gamma, *[None] * 7, [1], 1e-5, "relu", 0.01, None, None)
+    result = torch.library.opcheck(operators.batch_norm.default, arguments)
+    assert set(result.values()) == {"SUCCESS"}
+
+
 def check(operator, arguments):
     torch.library.opcheck(
         operator, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")

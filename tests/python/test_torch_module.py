@@ -1,6 +1,7 @@
 """batchnorm.torch: derivatives against finite differences and PyTorch's own, and its module in the place of
 PyTorch's."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -657,3 +658,94 @@ def test_traced():
         "torch.compile or torch.export, else trace batchnorm.torch.revert(model)",
         "True",
     ], ended.stderr
+
+
+def test_forward_mode_within_forward_mode():
+    """PyTorch has zeros in the place of the outer tangents of a Function."""
+    x, layer = torch.randn(6, 3), bnt.BatchNorm1d(3).eval()
+
+    def tangent(x):
+        return torch.func.jvp(layer, (x * x,), (torch.ones_like(x),))[1]
+
+    for training in (False, True):
+        layer.train(training)
+        with pytest.raises(TypeError, match="jvp of another one has no rule"):
+            torch.func.jvp(tangent, (x,), (torch.ones_like(x),))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_negations_and_zeros_that_pytorch_puts_off(training):
+    """Both come from operations of complex numbers, forward and backward."""
+    layer = bnt.BatchNorm1d(3).train(training)
+    z = torch.randn(6, 3, dtype=torch.complex64)
+    negated = z.conj().imag
+    assert negated.is_neg()
+    assert torch.equal(layer(negated), layer(negated.resolve_neg()))
+    factor, grads = torch.randn(6, 3, dtype=torch.complex64), []
+    for lazily in (True, False):
+        x = negated.resolve_neg().clone().requires_grad_()
+        y = layer(x)
+        dy = factor.conj().imag if lazily else factor.conj().imag.resolve_neg()
+        assert dy.is_neg() == lazily
+        y.backward(dy)
+        grads.append(x.grad)
+    assert torch.equal(*grads)
+    x = negated.resolve_neg().clone().requires_grad_()
+    layer(x).backward(torch._efficientzerotensor((6, 3)))
+    assert torch.equal(x.grad, torch.zeros(6, 3))
+
+
+def test_a_hook_copies_what_was_expanded():
+    """Its strides are given back to x, for the mask, with one element in the place of many."""
+    x = torch.randn(6, 3, 1, 5, requires_grad=True)
+    grads = []
+    for hooks in (True, False):
+        keeps = torch.autograd.graph.save_on_cpu() if hooks else contextlib.nullcontext()
+        with keeps:
+            y, _ = bnt.batch_norm(x.expand(6, 3, 4, 5), activation="relu")
+        grads += torch.autograd.grad(y.pow(2).sum(), x)
+    assert torch.equal(*grads)
+
+
+def test_a_residual_that_needs_no_gradient_costs_none(monkeypatch):
+    """Nor does one without an activation, whose gradient is dy."""
+    asked = []
+    for name in ("batch_norm_backward", "batch_norm_inference_backward"):
+        plain = getattr(batchnorm.functional, name)
+
+        def watched(*args, plain=plain, **options):
+            asked.append(options["need_dresidual"])
+            return plain(*args, **options)
+
+        monkeypatch.setattr(batchnorm.functional, name, watched)
+    for training in (True, False):
+        for activation in (None, "relu"):
+            for needs in (False, True):
+                layer = bnt.BatchNorm1d(3, activation=activation).train(training)
+                x, residual, dy = torch.randn(6, 3, requires_grad=True), torch.randn(6, 3), torch.randn(6, 3)
+                residual.requires_grad_(needs)
+                y = layer(x, residual)
+                y.backward(dy)
+                assert asked.pop() == (needs and activation is not None)
+                if needs:
+                    assert torch.equal(residual.grad, dy if activation is None else torch.where(y > 0, dy, 0))
+
+
+def test_the_names_and_axes_that_pytorch_takes():
+    """The first argument is input; an axis may be NumPy's integer, beside parameters that are numbers."""
+    x, layer = torch.randn(6, 3), bnt.convert(torch.nn.BatchNorm1d(3))
+    assert layer(input=x).shape == x.shape
+    for axis in (np.int64(1), (np.int64(-1),)):
+        assert torch.equal(bnt.batch_norm(x, 2.0, axis=axis)[0], bnt.batch_norm(x, 2.0)[0])
+        assert torch.equal(bnt.batch_norm_inference(x, 0.0, 1.0, axis=axis), bnt.batch_norm_inference(x, 0.0, 1.0))
+
+
+def test_running_statistics_of_another_size_move_neither():
+    """Nothing is written when a check fails."""
+    layer = bnt.BatchNorm1d(3)
+    layer.running_var = torch.ones(4)
+    with pytest.raises(ValueError, match=r"running_var has shape \(4,\), expected \(3,\)"):
+        layer(torch.randn(6, 3))
+    assert torch.equal(layer.running_mean, torch.zeros(3))
+    with pytest.raises(ValueError, match="num_features must not be negative, got -1"):
+        bnt.BatchNorm(-1)
