@@ -14,9 +14,9 @@ gradients have gradients again, in training not with weights, and no third deriv
 backward keeps is x, and with an activation a bit for each element, or y where statistics are frozen.
 
 ``torch.compile`` and ``torch.export`` record the modules and `batch_norm_inference` as operators of
-``torch.ops.batchnorm``, which have first derivatives in reverse mode, and not those of ``torch.func``. ``torch.compile``
-goes around `batch_norm`, for what it saves is no tensor, and fails on it with ``fullgraph=True``, as ``torch.export``
-does. PyTorch's functions that make other layers of batch norm
+``torch.ops.batchnorm``, which have first derivatives in reverse mode, and not those of ``torch.func``.
+``torch.compile`` goes around `batch_norm`, for what it saves is no tensor, and fails on it with ``fullgraph=True``, as
+``torch.export`` does. PyTorch's functions that make other layers of batch norm
 (``SyncBatchNorm.convert_sync_batchnorm``, ``fuse_conv_bn_eval``) drop an activation, an axis or groups.
 """
 
