@@ -14,10 +14,6 @@ constexpr int64_t max(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
 constexpr int64_t cached_bytes = 4 << 20;
 // What a channel may have at most, for blocks of channels that are reduced and written.
 constexpr int64_t most_channel_bytes = 2 * cached_bytes;
-// Outputs of this size are large, and written past the caches unless these have what is overwritten, or all that there
-// is of lanes: of calls that only apply, that go over x twice, and over dy as well. The more a call reads, the sooner
-// its output pushes out what it reads again (docs/experiments.md).
-constexpr int64_t large_bytes[] = {24 << 20, 16 << 20, 8 << 20};
 // What all operands of a call may have together, to stay in the caches that threads share.
 constexpr int64_t shared_cache_bytes = 24 << 20;
 // Work of a task of the two passes, and memory that a block of channels should read in one go.
@@ -37,8 +33,21 @@ struct Processor {
     // Zen 5.
     bool third_is_quick() const noexcept { return reads_far_ahead() && own.second > 0 && !third_is_slow(); }
 
+    // Outputs of this size are large, and written past the caches unless these have what is overwritten, or all that
+    // there is of lanes: of calls that only apply (0 tensors are read again), that go over x twice (1), and over dy as
+    // well (2). The more a call reads, the sooner its output pushes out what it reads again; and where few reads are in
+    // flight, what misses the third level costs more than to write past it, but not rows that are read in order twice
+    // (docs/experiments.md).
+    int64_t large_bytes(int read_again, bool planes) const noexcept {
+        if (read_again == 2) return 8 << 20;
+        if (reads_far_ahead()) return (read_again == 0 ? 24 : 16) << 20;
+        return (read_again == 0 ? 17 : planes ? 12 : 16) << 20;
+    }
+
     static constexpr int64_t usual_first_cache = 32 << 10, small_own_cache = 1 << 20;
 };
+
+constexpr bool has_planes(const Box& box) noexcept { return box.pattern == Pattern::row || box.plane > 1; }
 
 // A call, as make_plan is told of it, and what follows.
 struct Call {
@@ -66,7 +75,8 @@ struct Call {
           // The block that is read, the one that is written and its output share the cache with what comes next.
           cached(bytes * (tensors + 1 + more) <= shared_cache_bytes),
           // Lanes go through caches that have all; of backward 8 MB are both.
-          large(bytes >= large_bytes[reduces ? tensors : 0] && !(cached && box.pattern == Pattern::lane)) {}
+          large(bytes >= processor.large_bytes(reduces ? tensors : 0, has_planes(box)) &&
+                !(cached && box.pattern == Pattern::lane)) {}
 };
 
 // Whether threads that share so many channels, `block` of them at a time, are idle for more than a fifth of the time,
@@ -291,7 +301,7 @@ PlaneLimits written_planes(DType dtype, int64_t bytes, const Caches& own) noexce
     constexpr int64_t least_written_row_bytes = 64, most_written_plane = 100;
     const int64_t unit = item_size(dtype);
     PlaneLimits limits{most_written_plane, dtype == DType::f64 ? 2 : 4, std::numeric_limits<int64_t>::max()};
-    if (bytes >= large_bytes[0])
+    if (bytes >= Processor{own}.large_bytes(0, true))
         limits.elements = min(least_joined_row_bytes / unit - 1, most_plane_lanes);
     else if (Processor{own}.third_is_slow() && bytes > own.second && !is_half(dtype))
         limits.elements = least_written_row_bytes / unit - 1;
@@ -302,8 +312,7 @@ PlaneLimits written_planes(DType dtype, int64_t bytes, const Caches& own) noexce
 // as well.
 int64_t elements_per_thread(const Box& box, bool reduces) noexcept {
     constexpr int64_t of_planes = 16384, fewer = 24576, many_values = 256;
-    const bool planes = box.pattern == Pattern::row || box.plane > 1;
-    if (planes) return reduces ? of_planes : fewer;
+    if (has_planes(box)) return reduces ? of_planes : fewer;
     return box.values() >= many_values ? fewer : most_elements_per_thread;
 }
 

@@ -99,8 +99,10 @@ void ways() {
              {{8, 256, 32, 32}, {1}, row, 1, 1, alternate, alternate, {true, true}, {false, true}},
              // Forward neither cached nor streamed.
              {{25001, 131}, {1}, lane, 1, 1, passes, passes, {false, false}, {false, true}},
-             {{131, 530, 7, 7}, {1}, lane, 49, 1, slabs, slabs, {false, false}, {false, true}},
+             {{117, 530, 7, 7}, {1}, lane, 49, 1, slabs, slabs, {true, false}, {false, true}},
              // Streamed.
+             {{131, 530, 7, 7}, {1}, lane, 49, 1, slabs, slabs, {false, false}, {true, true}},
+             {{103, 130, 31, 31}, {1}, row, 1, 1, alternate, alternate, {false, false}, {true, true}},
              {{62, 37, 53, 55}, {1}, row, 1, 1, alternate, alternate, {}, {true, true}},
              {{87, 80, 30, 32}, {1}, row, 1, 1, alternate, alternate, {}, {true, true}},
              {{450, 320, 7, 7}, {1}, lane, 49, 1, slabs, slabs, {}, {true, true}},
@@ -124,10 +126,38 @@ void ways() {
             CHECK(plan.stream == way.stream[tensors - 1]);
             CHECK(plan.from_end == (plan.traversal == passes && !plan.stream));
             CHECK(plan.ahead.reads == 0 && plan.ahead.writes == 0 && plan.ahead.page > 0);
-            const Ahead ahead = make_plan(box, chunks, tensors, true, 2, 0, xeon).ahead;
-            CHECK((ahead.reads > 0) == (box.elements() * 4 * tensors >= 12 << 20));
-            CHECK((ahead.writes > 0) == plan.stream && ahead.page == 0);
+            const Plan far = make_plan(box, chunks, tensors, true, 2, 0, xeon);
+            CHECK((far.ahead.reads > 0) == (box.elements() * 4 * tensors >= 12 << 20));
+            CHECK((far.ahead.writes > 0) == far.stream && far.ahead.page == 0);
         }
+    }
+}
+
+// From how many MiB of float32 on outputs are written past the caches, by what a call reads and where few reads are in
+// flight: of planes, and of columns, whose backward calls have caches for just 8 MiB.
+void large_outputs() {
+    constexpr int64_t sample = 256 << 10;
+    const auto streams = [](Shape shape, int64_t bytes, int tensors, bool reduces, const Caches& own) {
+        shape[0] = bytes / (shape[1] * shape[2] * 4);
+        const Box box = box_of(shape, {shape[2] == 1024 ? 1 : 2}, DType::f32);
+        context = text(shape);
+        return make_plan(box, Chunks(box), tensors, reduces, 2, 0, own).stream;
+    };
+    struct Least {
+        Caches own;
+        int64_t inference, planes, columns;
+    };
+    for (const Least& least : {Least{zen, 17, 12, 16}, {silent, 17, 12, 16}, {zen5, 24, 16, 16}, {xeon, 24, 16, 16}}) {
+        const auto from = [&](const Shape& shape, int tensors, bool reduces, int64_t bytes) {
+            CHECK(streams(shape, bytes, tensors, reduces, least.own));
+            CHECK(!streams(shape, bytes - sample, tensors, reduces, least.own));
+        };
+        const Shape planes = {1, 64, 1024}, columns = {1, 1024, 64};
+        for (const Shape& shape : {planes, columns}) from(shape, 1, false, least.inference << 20);
+        from(planes, 1, true, least.planes << 20);
+        from(columns, 1, true, least.columns << 20);
+        from(planes, 2, true, 8 << 20);
+        from(columns, 2, true, (8 << 20) + sample);
     }
 }
 
@@ -139,11 +169,11 @@ void blocks_in_caches() {
         int64_t second, channels, first = 32 << 10;
     };
     for (const Block& block :
-         {Block{{32, 128, 28, 28}, 0, 16}, Block{{32, 128, 28, 28}, 1 << 20, 16}, Block{{32, 128, 28, 28}, 2 << 20, 4},
+         {Block{{32, 128, 28, 28}, 0, 16}, Block{{32, 128, 28, 28}, 1 << 20, 16}, Block{{32, 120, 28, 28}, 2 << 20, 4},
           Block{{32, 128, 28, 28}, 16 << 20, 16}, Block{{32, 512, 28, 28}, 1 << 20, 32},
           Block{{32, 512, 28, 28}, 2 << 20, 8}, Block{{256, 64, 28, 28}, 2 << 20, 4},
           Block{{32, 512, 28, 28}, 1 << 20, 16, 48 << 10}, Block{{32, 128, 28, 28}, 1 << 20, 16, 48 << 10},
-          Block{{32, 512, 28, 28}, 2 << 20, 8, 48 << 10}}) {
+          Block{{32, 512, 28, 28}, 2 << 20, 8, 48 << 10}, Block{{32, 128, 28, 28}, 2 << 20, 4, 48 << 10}}) {
         const Box box = box_of(block.shape, {1}, DType::f32);
         const Plan plan = make_plan(box, Chunks(box), 1, true, 2, 0, {block.first, block.second});
         context = text(block.shape);
@@ -636,6 +666,7 @@ void coefficients_lie_as_streamed_outputs_do() {
 
 int main() {
     ways();
+    large_outputs();
     coefficients_lie_as_streamed_outputs_do();
     blocks_in_caches();
     narrow_blocks();
